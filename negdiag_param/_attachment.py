@@ -19,6 +19,8 @@ from negdiag_param import _private, _sharded
 from negdiag_param._parametrizations import Infeasible, NegativeDiagonal
 from negdiag_param._snapshot import Snapshot
 
+# torch.fx replaces this while it traces, and then it has to see every module call.
+_MODULE_CALL = nn.Module.__call__
 _RESETS = ("reset_parameters", "_reset_parameters")
 
 
@@ -78,10 +80,17 @@ def assign(
 
     The originals keep their storage and strides.
     """
+    if _private.function_transforms_active():
+        raise RuntimeError(
+            f"{tensor_name}: expected no assignment inside a torch.func transform; give "
+            f"functional_call the key parametrizations.{tensor_name}.original instead"
+        )
     parametrizations = _lists(module)[tensor_name]
     targets = originals(module, tensor_name)
+    for target in targets:
+        _sharded.check_assignable(parametrizations, target, tensor_name)
     if isinstance(value, Tensor) and len(targets) == 1:
-        value = _sharded.like(value, targets[0])
+        value = _sharded.aligned(value, targets[0])
         expected, found = _summary(targets[0]), _summary(value)
         if expected != found:
             raise ValueError(f"{tensor_name}: expected a tensor of {expected}, got {found}")
@@ -105,7 +114,7 @@ def assign(
                 f"got {[tuple(s.shape) for s in sources]}"
             )
         for target, source in zip(targets, sources, strict=True):
-            target.copy_(source)
+            target.copy_(_sharded.like(source, target))
 
 
 def _summary(tensor: Tensor) -> str:
@@ -143,6 +152,8 @@ def _own_class(base: type[nn.Module], tensor_names: Iterable[str]) -> type[nn.Mo
         return _revive, (base, list(_lists(self))), state
 
     def register_parameter(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        for tensor_name in ours(self):
+            _sharded.check_parallelizable(param, originals(self, tensor_name), self)
         # `layer.weight = nn.Parameter(W)` comes here before it could reach the property.
         if param is not None and parametrize.is_parametrized(self, name):
             assign(self, name, param.detach())
@@ -176,17 +187,38 @@ def _memoize_derived_tensors(module: nn.Module, memo: dict[int, Any]) -> None:
 
 def _tensor_property(tensor_name: str) -> property:
     def get(self: nn.Module) -> Tensor:
-        chain = self._modules["parametrizations"]._modules[tensor_name]  # type: ignore[union-attr]
+        lists = self._modules.get("parametrizations")
+        if lists is None:
+            # An instance made by `type(self)(...)` has plain tensors: nn.Module looks them up.
+            raise AttributeError(tensor_name)
+        chain = lists._modules[tensor_name]
         if not torch.compiler.is_compiling():
             cache = _private.cached_block()
-            if cache is not None:
+            if cache is not None and not _sharded.is_in_motion(chain):
                 return _cached(cache, chain, tensor_name)
+            if nn.Module.__call__ is _MODULE_CALL:
+                return _evaluated(chain)
         return chain()  # type: ignore[no-any-return, misc]
 
     def set_(self: nn.Module, value: Tensor) -> None:
         assign(self, tensor_name, value)
 
     return property(get, set_)
+
+
+def _evaluated(chain: nn.Module) -> Tensor:
+    """``chain()``, without the detours of two module calls where nobody could notice."""
+    parametrizations = chain._modules
+    only = parametrizations["0"]
+    if (
+        len(parametrizations) == 1
+        and isinstance(only, NegativeDiagonal)
+        and not _private.has_hooks(chain)
+        and not _private.has_hooks(only)
+    ):
+        original = chain._parameters.get("original")
+        return only.forward(chain._buffers["original"] if original is None else original)  # type: ignore[arg-type]
+    return chain()  # type: ignore[no-any-return]
 
 
 def _cached(cache: Any, chain: Any, tensor_name: str) -> Tensor:
@@ -197,28 +229,36 @@ def _cached(cache: Any, chain: Any, tensor_name: str) -> Tensor:
     """
     if torch.jit.is_tracing():
         raise RuntimeError("Cannot trace a model while caching parametrizations.")
+    if _private.function_transforms_active() or torch.compiler.is_exporting():
+        return chain()  # type: ignore[no-any-return]
     key = (chain, tensor_name)
     entry = cache.get(key)
+    with_grad = torch.is_grad_enabled()
     if not chain.is_tensor or not Snapshot.supports(chain.original):
-        if entry is None:
+        if not isinstance(entry, Tensor) or (with_grad and not entry.requires_grad):
             entry = cache[key] = chain()
         return entry  # type: ignore[no-any-return]
     original = chain.original
-    wants_grad = original.requires_grad and torch.is_grad_enabled()
     if (
-        entry is None
+        not isinstance(entry, Snapshot)
         or not entry.is_fresh(original)
-        or (wants_grad and not entry.weight.requires_grad)
+        or (with_grad and original.requires_grad and not entry.weight.requires_grad)
     ):
         entry = Snapshot(original)
-        entry.keep(chain())
+        # Tensors made in inference mode have no version counter.
+        with torch.inference_mode(False), torch.set_grad_enabled(with_grad):
+            entry.keep(chain())
         cache[key] = entry
-    return entry.weight  # type: ignore[no-any-return]
+    return entry.weight
 
 
 def _reset(base: type[nn.Module], method: str) -> Any:
     def reset(self: nn.Module) -> None:
         """As the class does it without the parametrization, then mapped back."""
+        if not parametrize.is_parametrized(self):
+            # An instance made by `type(self)(...)`, as some modules copy themselves.
+            getattr(base, method)(self)
+            return
         for name, value in _reset_values(self, base, method).items():
             assign_silently(self, name, value)
 

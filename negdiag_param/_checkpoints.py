@@ -93,11 +93,12 @@ def _translate(
     original = f"{prefix}parametrizations.{tensor_name}.original"
     mark = f"{prefix}parametrizations.{tensor_name}.0._extra_state"
     problem = None
-    if mark in state_dict:
+    if isinstance(state_dict.get(mark), Tensor):
         problem = parametrization.mismatch(state_dict[mark])
     elif original in state_dict or plain in state_dict:
         state_dict[mark] = parametrization.get_extra_state()
-    if plain in state_dict and original not in state_dict:
+    # set_model_state_dict fills in the tensors of the model itself for what it does not find.
+    if plain in state_dict and state_dict.get(original, originals[0]) is originals[0]:
         value = state_dict.pop(plain)
         try:
             state_dict[original] = _inverse(value, originals[0], parametrization, local_metadata)
@@ -119,5 +120,5 @@ def _inverse(
     if not isinstance(value, Tensor) or value.shape != original.shape:
         return value  # load_state_dict says what is wrong with it
     if not local_metadata.get("assign_to_params_buffers", False):
-        value = _sharded.like(value.to(original.dtype), original)
-    return parametrization.right_inverse(value)
+        value = _sharded.aligned(value.to(original.dtype), original)
+    return _sharded.like(parametrization.right_inverse(value), original)

@@ -17,12 +17,14 @@ class Diagonal:
     ``dims`` are the row and the column dimension; ``()`` makes every entry a diagonal entry, and
     None stands for ``()`` in one dimension and ``(0, 1)`` in more. The row dimension holds
     ``blocks`` matrices one below the other, each with a diagonal of its own. Of the dimensions
-    that are left, ``taps="center"`` takes the entry ``(k - 1) // 2`` only.
+    that are left, ``taps="center"`` takes the entry ``(k - 1) // 2`` only. In a part of a matrix
+    the diagonal starts ``offset`` columns to the right, or ``-offset`` rows down.
     """
 
     dims: tuple[int, ...] | None = None
     blocks: int = 1
     taps: Taps = "all"
+    offset: int = 0
 
     def view(self, tensor: Tensor) -> Tensor:
         """The diagonal entries of ``tensor``, as a view; the diagonal itself is the last dim."""
@@ -30,7 +32,7 @@ class Diagonal:
         if not dims:
             return tensor
         blocked, row, column = self._blocked(tensor, dims)
-        diagonal = blocked.diagonal(0, row, column)
+        diagonal = blocked.diagonal(self.offset, row, column)
         if self.taps == "center":
             for dim in reversed(range(self.blocks > 1, diagonal.ndim - 1)):
                 diagonal = diagonal.select(dim, (diagonal.shape[dim] - 1) // 2)
@@ -43,8 +45,9 @@ class Diagonal:
             return values
         blocked, row, column = self._blocked(tensor, dims)
         if self.taps == "center":
-            values = _centered(blocked.diagonal(0, row, column), values, int(self.blocks > 1))
-        return blocked.diagonal_scatter(values, 0, row, column).view(tensor.shape)
+            # select_scatter gives wrong second derivatives under torch.func.
+            return self.replaced(tensor, values)
+        return blocked.diagonal_scatter(values, self.offset, row, column).view(tensor.shape)
 
     def replaced(self, tensor: Tensor, values: Tensor) -> Tensor:
         """A copy of ``tensor`` with ``values`` on the diagonal, without any in-place write.
@@ -65,8 +68,9 @@ class Diagonal:
                 on_diagonal = on_diagonal & (_steps(blocked, dim) == center)
                 values = values.unsqueeze(dim - (dim > row) - (dim > column))
         # Lay the values along the shorter of the two matrix dims, to broadcast over the other.
+        # Not movedim(-1): the legacy ONNX exporter takes it for a permutation.
         along, across = (row, column) if rows <= columns else (column, row)
-        values = values.movedim(-1, along - (across < along)).unsqueeze(across)
+        values = values.movedim(values.ndim - 1, along - (across < along)).unsqueeze(across)
         return torch.where(on_diagonal, values, blocked).reshape(tensor.shape)
 
     def resolved(self, ndim: int) -> tuple[int, ...]:
@@ -103,15 +107,6 @@ class Diagonal:
         shape[row : row + 1] = [self.blocks, shape[row] // self.blocks]
         # view, not unflatten: gradcheck's batched mode has no rule for unflatten.
         return tensor.view(shape), row + 1, column + (column > row)
-
-
-def _centered(diagonal: Tensor, values: Tensor, dim: int) -> Tensor:
-    """``diagonal`` with ``values`` at the center of every dimension from ``dim`` to the last."""
-    if dim == diagonal.ndim - 1:
-        return values
-    center = (diagonal.shape[dim] - 1) // 2
-    inner = _centered(diagonal.select(dim, center), values, dim)
-    return diagonal.select_scatter(inner, dim, center)
 
 
 def _steps(tensor: Tensor, dim: int) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from negdiag_param import _attachment, _targets
+from negdiag_param import _attachment, _sharded, _targets
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -45,8 +45,10 @@ def init_(
                 [ 0.5000,  0.5000, -0.5000]])
     """
     for target in _targets.registered_targets(module, tensor_name):
+        original = _attachment.stored(target.owner, target.tensor_name)
         with torch.no_grad():
-            value = target.tensor.detach().clone()
+            value = _sharded.whole(target.tensor).clone()
             initializer(value, *args, **kwargs)
+            value = _sharded.agreed(value, original)
         _attachment.assign_silently(target.owner, target.tensor_name, value)
     return module

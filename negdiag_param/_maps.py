@@ -16,9 +16,9 @@ from torch.nn import functional as F
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that arithmetic on ``dtype`` runs in: float32 at least."""
-    return dtype if dtype == torch.float64 else torch.float32
+def widened(tensor: Tensor) -> Tensor:
+    """``tensor`` in the dtype that its arithmetic runs in: float32 at least."""
+    return tensor.float() if tensor.dtype.itemsize < 4 else tensor
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Limits:
     def of(cls, dtype: torch.dtype, margin: float) -> "Limits | None":
         """The limits in ``dtype``, or None if ``margin`` is too large for it."""
         info = torch.finfo(dtype)
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
         away = max(1e-3, 8 * info.eps * margin)
         if margin + away > info.max:
             return None
@@ -46,7 +47,7 @@ class Limits:
             lowest=-info.max,
             bound=-_round_away(max(margin, _smallest_subnormal(dtype)), dtype),
             inside=-_round_away(margin + away, dtype),
-            nearest=max(margin * info.eps / 8, _smallest_subnormal(compute_dtype(dtype))),
+            nearest=max(margin * info.eps / 8, _smallest_subnormal(wide)),
             # float16 has little room: slopes beyond 4094 saturate there.
             steepest=info.max * ldexp(1.0, -4 if dtype == torch.float16 else -20),
         )

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from negdiag_param import _attachment, _targets
+from negdiag_param import _attachment, _sharded, _targets
 
 
 def negative_diagonals(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -18,6 +18,7 @@ def negative_diagonals(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
     Yields:
         The name of the tensor and its diagonal, shaped as ``weight.diagonal()`` for a matrix.
+        A distributed tensor is gathered for it, so every rank has to take part.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
@@ -32,4 +33,4 @@ def negative_diagonals(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         if len(chain) == 1:
             yield name, parametrization.entries(chain.original)
         else:
-            yield name, parametrization.diagonal.view(getattr(owner, tensor_name))
+            yield name, parametrization.diagonal.view(_sharded.whole(getattr(owner, tensor_name)))

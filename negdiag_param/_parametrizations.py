@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from negdiag_param import _kernel, _sharded
 from negdiag_param._diagonal import TAPS, Diagonal, Taps
 from negdiag_param._maps import FLOAT_DTYPES, Exp, Limits, ScalarMap, SignFlip, Softplus
-from negdiag_param._maps import compute_dtype
+from negdiag_param._maps import widened
 from negdiag_param._snapshot import Snapshot
 
 Infeasible = Literal["warn", "reflect", "error"]
@@ -120,7 +120,7 @@ class NegativeDiagonal(nn.Module):
         if self.cache_in_eval and not torch.compiler.is_compiling():
             if torch.is_grad_enabled() or self.training:
                 self._snapshot = None
-            elif Snapshot.supports(original):
+            elif Snapshot.supports(original) and not _sharded.is_in_motion(self):
                 return self._remembered(original)
         return self._constrained(original)
 
@@ -138,22 +138,20 @@ class NegativeDiagonal(nn.Module):
         """:meth:`right_inverse` under another policy for infeasible entries."""
         self.check(weight)
         self._snapshot = None
-        channels_last = weight.ndim == 4 and weight.is_contiguous(
-            memory_format=torch.channels_last
-        )
         with torch.no_grad():
-            original = weight.detach().clone(
-                memory_format=torch.channels_last if channels_last else torch.contiguous_format
-            )
-            local, diagonal = _sharded.local(original, self.diagonal)
-            entries = diagonal.view(local)
-            entries.copy_(self.inverse_entries(entries, infeasible))
+            original = weight.detach().clone(memory_format=_memory_format(weight))
+            local, parts = _sharded.local(original, self.diagonal, self.tensor_name)
+            for diagonal in parts:
+                entries = diagonal.view(local)
+                entries.copy_(self.inverse_entries(entries, infeasible))
         return original
 
     def entries(self, original: Tensor) -> Tensor:
-        """The mapped diagonal of ``original`` alone, differentiable, in O(n)."""
-        local, diagonal = _sharded.local(original, self.diagonal)
-        return _kernel.mapped(diagonal.view(local), self)
+        """The mapped diagonal of ``original`` alone, differentiable, in O(n).
+
+        A distributed ``original`` is gathered.
+        """
+        return _kernel.mapped(self.diagonal.view(_sharded.whole(original)), self)
 
     def check(self, tensor: object) -> None:
         """Refuses what this parametrization cannot be put on, saying what was expected."""
@@ -173,7 +171,7 @@ class NegativeDiagonal(nn.Module):
         if misfit:
             raise ValueError(f"{self.tensor_name}: {misfit}; {found}")
         self._limits_in(tensor.dtype)
-        _sharded.check(tensor, self.tensor_name)
+        _sharded.check(tensor, self.diagonal, self.tensor_name)
 
     @property
     def map_name(self) -> str:
@@ -193,7 +191,7 @@ class NegativeDiagonal(nn.Module):
     def value(self, original: Tensor) -> Tensor:
         """The mapped diagonal for the original one, differentiable by autograd."""
         limits = self._limits_in(original.dtype)
-        x = original.to(compute_dtype(original.dtype))
+        x = widened(original)
         if self.closed_form is None:
             value = self.map(x) - limits.margin
         else:
@@ -204,14 +202,14 @@ class NegativeDiagonal(nn.Module):
         """The mapped diagonal and its derivative, in the dtype that arithmetic runs in."""
         assert self.closed_form is not None
         limits = self._limits_in(original.dtype)
-        x = original.to(compute_dtype(original.dtype))
+        x = widened(original)
         value, slope = self.closed_form.value_and_slope(x, limits)
         return value.clamp(limits.lowest, limits.bound), slope
 
     def smooth(self, original: Tensor) -> Tensor:
         """A finite function with the derivatives of the map, to any order."""
         assert self.closed_form is not None
-        x = original.to(compute_dtype(original.dtype))
+        x = widened(original)
         return self.closed_form.smooth(x, self._limits_in(original.dtype)).to(original.dtype)
 
     def describe(self) -> str:
@@ -278,7 +276,7 @@ class NegativeDiagonal(nn.Module):
 
     def _constrained(self, original: Tensor) -> Tensor:
         if _sharded.is_sharded(original):
-            return _sharded.constrain(original, self.diagonal, self)
+            return _sharded.constrain(original, self.diagonal, self, self.tensor_name)
         return _kernel.constrain(original, self.diagonal, self)
 
     def _remembered(self, original: Tensor) -> Tensor:
@@ -328,7 +326,7 @@ class NegativeDiagonal(nn.Module):
             reflected = entries.abs().neg()
             reflected = reflected.where(reflected < limits.bound, limits.inside)
             entries = torch.where(outside, reflected, entries)
-        value = entries.to(compute_dtype(entries.dtype))
+        value = widened(entries)
         if self.closed_form is not None:
             return self.closed_form.inverse(value, limits)
         return self._judged_inverse(value + limits.margin, limits)
@@ -476,6 +474,15 @@ def _checked_dims(dims: object) -> tuple[int, ...] | None:
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name}: expected one of {choices}, got {value!r}")
+
+
+def _memory_format(tensor: Tensor) -> torch.memory_format:
+    """That of a contiguous or channels-last tensor; contiguous for a view with other strides."""
+    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.ndim)
+    if channels_last and not tensor.is_contiguous():
+        if tensor.is_contiguous(memory_format=channels_last):
+            return channels_last
+    return torch.contiguous_format
 
 
 def _count(mask: Tensor) -> str:

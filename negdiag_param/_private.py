@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.utils import parametrize
 
 
@@ -28,6 +29,20 @@ def function_transforms_active() -> bool:
         return True
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling ``module`` does more than ``forward``. If unknown: yes, which is slower."""
+    try:
+        return bool(
+            module._forward_hooks
+            or module._forward_pre_hooks
+            or module._backward_hooks
+            or module._backward_pre_hooks
+        )
+    except AttributeError:
+        _warn_once("nn.Module._forward_hooks", "small layers are slower")
+        return True
+
+
 def cached_block() -> MutableMapping[Any, Any] | None:
     """The store of the ``parametrize.cached()`` block that runs; None outside, or if unknown."""
     try:
@@ -35,3 +50,11 @@ def cached_block() -> MutableMapping[Any, Any] | None:
     except AttributeError:
         _warn_once("parametrize._cache", "parametrize.cached() recomputes instead of caching")
         return None
+
+
+def is_managed_by_fsdp(module: nn.Module) -> bool:
+    """Whether ``fully_shard`` swaps the parameters of ``module``. If unknown: no.
+
+    Dynamo reads this mark too.
+    """
+    return getattr(module, "_is_fsdp_managed_module", False) is True

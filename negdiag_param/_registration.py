@@ -135,6 +135,8 @@ def register_negative_diagonal(
         found = [target for target in found if _ndim(target) > 1]
         if not found:
             raise _targets.no_match(module, tensor_name, "a diagonal")
+    for target in found:
+        _sharded.check_registrable(module, target.owner, target.name)
     plans = [(target, _planned(target, template, blocks)) for target in found]
     _targets.check_untied(module, found)
     with _restored_on_failure([target.owner for target in found]):
@@ -188,7 +190,9 @@ def _template(map: object, options: dict[str, Any]) -> NegativeDiagonal:
     given = {name: value for name, value in options.items() if value is not None}
     if isinstance(map, str):
         if map not in MAPS:
-            raise ValueError(f"map: expected one of {', '.join(map_ for map_ in MAPS)}, got {map!r}")
+            raise ValueError(
+                f"map: expected one of {', '.join(map_ for map_ in MAPS)}, got {map!r}"
+            )
         return MAPS[map](**given)
     if isinstance(map, type) and issubclass(map, NegativeDiagonal):
         return map(**given)
@@ -209,20 +213,19 @@ def _template(map: object, options: dict[str, Any]) -> NegativeDiagonal:
     )
 
 
-def _planned(
-    target: Target, template: NegativeDiagonal, blocks: int | None
-) -> NegativeDiagonal:
+def _planned(target: Target, template: NegativeDiagonal, blocks: int | None) -> NegativeDiagonal:
     """The parametrization for one tensor, which is checked and still as it was."""
     name, owner, tensor_name = target
     if isinstance(owner, torch.jit.ScriptModule):
         raise TypeError(f"{name}: expected a module in Python, got a {type(owner).__name__}")
     if _attachment.find(owner, tensor_name):
         raise ValueError(f"{name}: expected a tensor not registered yet, got one that is")
-    _sharded.check_registrable(owner, name)
     tensor = _checked_tensor(target)
     parametrization = copy.deepcopy(template)
     parametrization.tensor_name = name
-    parametrization.order = (*owner._parameters, *owner._buffers)
+    # The first registration on a module still saw all of its tensors in their places.
+    earlier = [other.order for other in _attachment.ours(owner).values()]
+    parametrization.order = earlier[0] if earlier else (*owner._parameters, *owner._buffers)
     diagonal = template.diagonal
     convolution = isinstance(owner, _CONVOLUTIONS) and tensor_name == "weight"
     if diagonal.dims is None and tensor.ndim > 2 and not convolution:
@@ -238,8 +241,9 @@ def _planned(
     if diagonal.taps == "center" and convolution:
         _check_center(owner, name)
     # Trying the inverse finds NaN, infeasible entries and maps that do not do what they promise.
-    local, where = _sharded.local(tensor.detach(), parametrization.diagonal)
-    parametrization.inverse_entries(where.view(local), parametrization.silently)
+    local, parts = _sharded.local(tensor.detach(), parametrization.diagonal, name)
+    for part in parts:
+        parametrization.inverse_entries(part.view(local), parametrization.silently)
     return parametrization
 
 

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from negdiag_param import _private
+
 
 class Snapshot:
     """A mapped weight, valid as long as neither it nor its original has changed."""
@@ -39,6 +41,7 @@ class Snapshot:
             and not original.is_inference()
             and not torch.jit.is_tracing()
             and not torch.compiler.is_exporting()
+            and not _private.function_transforms_active()
         )
 
 

@@ -98,9 +98,7 @@ LAYERS: dict[str, Layer] = {
         options={"taps": "center"},
     ),
     "conv3d": Layer(lambda: nn.Conv3d(2, 3, 2), grouped(1), (1, 2, 3, 3, 3)),
-    "transposed1d": Layer(
-        lambda: nn.ConvTranspose1d(4, 4, 3, groups=2), grouped(2), (1, 4, 5)
-    ),
+    "transposed1d": Layer(lambda: nn.ConvTranspose1d(4, 4, 3, groups=2), grouped(2), (1, 4, 5)),
     "transposed2d": Layer(lambda: nn.ConvTranspose2d(2, 3, 2), grouped(1), (1, 2, 4, 4)),
     "transposed3d": Layer(lambda: nn.ConvTranspose3d(2, 2, 2), grouped(1), (1, 2, 3, 3, 3)),
     "rnn": Layer(lambda: nn.RNN(3, 4), matrix, (2, 1, 3), "weight_hh_l0"),

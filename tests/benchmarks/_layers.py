@@ -1,0 +1,137 @@
+"""Registered layers against the same layers bare: training and inference, eager and compiled."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from negdiag_param import register_negative_diagonal, remove_negative_diagonal
+from tests.benchmarks._rivals import MAPS, Constrain, forum
+from tests.benchmarks._timing import Job, Meter, Ratio
+
+COMPILED = "exp, both compiled"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer and the shape of an input for it."""
+
+    name: str
+    make: Callable[[], nn.Module]
+    input_shape: tuple[int, ...]
+
+
+def linear(n: int, batch: int) -> Layer:
+    return Layer(f"Linear({n}, {n}), batch {batch}", lambda: nn.Linear(n, n), (batch, n))
+
+
+def conv(channels: int, batch: int, size: int = 16) -> Layer:
+    return Layer(
+        f"Conv2d({channels}, {channels}, 3), batch {batch}",
+        lambda: nn.Conv2d(channels, channels, 3, padding=1),
+        (batch, channels, size, size),
+    )
+
+
+class Way(nn.Module):
+    """A function as a parametrization."""
+
+    def __init__(self, constrain: Constrain) -> None:
+        super().__init__()
+        self.constrain = constrain
+
+    def forward(self, original: Tensor) -> Tensor:
+        return self.constrain(original)
+
+
+def train_ratios(layer: Layer, meter: Meter, compiled: bool) -> dict[str, Ratio]:
+    """A forward and a backward pass, in units of the bare layer's."""
+    bare, x = _made(layer, meter.device)
+    modules = {
+        "identity": _with(bare, Way(lambda weight: weight)),
+        "by hand": _with(bare, Way(forum)),
+    }
+    modules |= {name: _registered(bare, map=name) for name in MAPS}
+    ratios = meter.compare(
+        _training(bare, bare, x), {name: _training(m, m, x) for name, m in modules.items()}
+    )
+    if compiled:
+        torch.compiler.reset()
+        ours = modules["exp"]
+        unit, job = (_training(module, _compiled(module), x) for module in (bare, ours))
+        ratios |= meter.compare(unit, {COMPILED: job})
+    return ratios
+
+
+def eval_ratios(layer: Layer, meter: Meter, compiled: bool) -> dict[str, Ratio]:
+    """A forward pass in eval mode without gradients, in units of the bare layer's."""
+    bare, x = _made(layer, meter.device)
+    bare.eval()
+    ours = _registered(bare)
+    removed = remove_negative_diagonal(_registered(bare))
+    jobs = {
+        "exp": Job(lambda: ours(x), torch.no_grad),
+        "exp in `cached()`": Job(lambda: ours(x), _cached),
+        "exp, `cache_in_eval`": _inference(_registered(bare, cache_in_eval=True), x),
+        "exp, removed": _inference(removed, x),
+    }
+    ratios = meter.compare(_inference(bare, x), jobs)
+    if compiled:
+        torch.compiler.reset()
+        unit, job = (_inference(_compiled(module), x) for module in (bare, ours))
+        ratios |= meter.compare(unit, {COMPILED: job})
+    return ratios
+
+
+def constrained(n: int, constrain: Constrain) -> nn.Module:
+    """A linear layer with the stock way to register any function."""
+    return _with(nn.Linear(n, n), Way(constrain))
+
+
+def train_step(owner: nn.Module, call: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], None]:
+    """Forward and backward, without an optimizer: its work is the same for every module."""
+    parameters = list(owner.parameters())
+
+    def step() -> None:
+        for parameter in parameters:
+            parameter.grad = None
+        call(x).sum().backward()  # type: ignore[no-untyped-call]
+
+    return step
+
+
+def _training(owner: nn.Module, call: Callable[[Tensor], Tensor], x: Tensor) -> Job:
+    return Job(train_step(owner, call, x))
+
+
+def _inference(call: Callable[[Tensor], Tensor], x: Tensor) -> Job:
+    return Job(lambda: call(x), torch.no_grad)
+
+
+@contextmanager
+def _cached() -> Iterator[None]:
+    with torch.no_grad(), parametrize.cached():
+        yield
+
+
+def _made(layer: Layer, device: torch.device) -> tuple[nn.Module, Tensor]:
+    return layer.make().to(device), torch.randn(layer.input_shape, device=device)
+
+
+def _registered(bare: nn.Module, **options: object) -> nn.Module:
+    return register_negative_diagonal(copy.deepcopy(bare), **options)  # type: ignore[arg-type]
+
+
+def _with(bare: nn.Module, parametrization: nn.Module) -> nn.Module:
+    module = copy.deepcopy(bare)
+    parametrize.register_parametrization(module, "weight", parametrization)
+    return module
+
+
+def _compiled(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    # fullgraph, so that a layer that does not compile fails instead of running eagerly.
+    return torch.compile(module, fullgraph=True, dynamic=False)

@@ -1,0 +1,50 @@
+"""Everything shown in README and docstrings runs."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+import negdiag_param
+
+ROOT = Path(__file__).parent.parent
+MODULES = [
+    f"negdiag_param.{module.name}" for module in pkgutil.iter_modules(negdiag_param.__path__)
+]
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if not name.endswith("__main__")])
+def test_docstring_examples(name):
+    torch.manual_seed(0)
+    public = {key: getattr(negdiag_param, key) for key in negdiag_param.__all__}
+    namespace = {"torch": torch, "nn": nn, "parametrize": parametrize, **public}
+    module = importlib.import_module(name)
+    failed, _ = doctest.testmod(module, extraglobs=namespace, optionflags=doctest.ELLIPSIS)
+    assert not failed
+
+
+def test_every_public_name_has_an_example():
+    for name in negdiag_param.__all__:
+        assert ">>>" in (getattr(negdiag_param, name).__doc__ or ""), name
+
+
+def test_readme_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    namespace: dict[str, object] = {}
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), namespace)
+
+
+def test_the_changelog_knows_the_version():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## [{negdiag_param.__version__}]" in text

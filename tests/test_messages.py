@@ -1,0 +1,290 @@
+"""Bad input: the error says what was expected and found, and the module stays as it was."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tests.asserts import assert_same_bits
+from tests.cases import DTYPES
+from torch import Tensor, nn
+from torch.distributions import AffineTransform, ComposeTransform, ExpTransform, SigmoidTransform
+from torch.nn.utils import parametrize
+
+from negdiag_param import (
+    NegativeDiagonal,
+    NegExpDiagonal,
+    init_,
+    plain_state_dict,
+    register_negative_diagonal,
+    remove_negative_diagonal,
+)
+
+
+def linear(diagonal: float = -1.0, dtype: torch.dtype = torch.float32) -> nn.Module:
+    layer = nn.Linear(3, 3, dtype=dtype)
+    with torch.no_grad():
+        layer.weight.diagonal().fill_(diagonal)
+    return layer
+
+
+def holding(tensor: Tensor) -> nn.Module:
+    module = nn.Module()
+    module.register_buffer("weight", tensor)
+    return module
+
+
+def registered() -> nn.Module:
+    return register_negative_diagonal(linear())
+
+
+class Unlike(NegativeDiagonal):
+    def map(self, x: Tensor) -> Tensor:
+        return -x.exp()
+
+    def inverse(self, d: Tensor) -> Tensor:
+        return d
+
+
+BAD_REGISTRATIONS: dict[str, tuple[Callable[[], Any], dict[str, Any], type[Exception], str]] = {
+    "no module": (lambda: "layer", {}, TypeError, "expected an nn.Module, got str"),
+    "name not a string": (linear, {"tensor_name": 3}, TypeError, "expected a string, got int"),
+    "unknown name": (
+        linear,
+        {"tensor_name": "wieght"},
+        ValueError,
+        r"'wieght': expected the name of a parameter or buffer in Linear.*near names: weight",
+    ),
+    "unknown map": (linear, {"map": "expp"}, ValueError, "one of exp, softplus, sign_flip"),
+    "map of another kind": (linear, {"map": torch.exp}, TypeError, "NegativeDiagonal class"),
+    "map with options of its own": (
+        linear,
+        {"map": NegExpDiagonal(0.5), "margin": 0.1},
+        ValueError,
+        r"its own options, got margin beside NegExpDiagonal\(margin=0.5\)",
+    ),
+    "positive map": (
+        linear,
+        {"map": ExpTransform()},
+        ValueError,
+        "weight: expected a map from the reals to the negative numbers, got ExpTransform",
+    ),
+    "bounded map": (
+        lambda: linear(-7.0),
+        {"map": ComposeTransform([SigmoidTransform(), AffineTransform(0.0, -1.0)])},
+        ValueError,
+        "weight: expected an inverse that reaches the diagonal",
+    ),
+    "inverse of another map": (linear, {"map": Unlike}, ValueError, "inverse of Unlike"),
+    "negative margin": (linear, {"margin": -0.1}, ValueError, "margin: .* got -0.1"),
+    "NaN margin": (linear, {"margin": math.nan}, ValueError, "margin: .* got nan"),
+    "infinite margin": (linear, {"margin": math.inf}, ValueError, "margin: .* got inf"),
+    "margin of another type": (linear, {"margin": "1"}, TypeError, "a number, got str"),
+    "large margin": (
+        lambda: linear(dtype=torch.float16),
+        {"margin": 7e4},
+        ValueError,
+        "weight: expected a margin that torch.float16 .* got margin=70000.0",
+    ),
+    "unknown taps": (linear, {"taps": "centre"}, ValueError, r"'all', 'center'\), got 'centre'"),
+    "taps of a matrix": (
+        linear,
+        {"taps": "center"},
+        ValueError,
+        r"weight: expected kernel dimensions .* shape \(3, 3\), torch.float32",
+    ),
+    "taps between dilated ones": (
+        lambda: nn.Conv1d(2, 2, 4, dilation=2, padding="same"),
+        {"taps": "center"},
+        ValueError,
+        r"weight: expected an odd kernel size .* kernel_size=\(4,\), dilation=\(2,\)",
+    ),
+    "dims out of range": (linear, {"dims": (0, 2)}, ValueError, r"weight: .* got dims=\(0, 2\)"),
+    "one dim twice": (linear, {"dims": (1, -1)}, ValueError, r"two different dims"),
+    "three dims": (linear, {"dims": (0, 1, 2)}, ValueError, "dims: expected two dimensions"),
+    "dims of another type": (linear, {"dims": "01"}, TypeError, "dims: expected a tuple"),
+    "blocks do not divide": (
+        linear,
+        {"blocks": 2},
+        ValueError,
+        r"weight: expected blocks to divide the 3 rows .* got blocks=2; got shape \(3, 3\)",
+    ),
+    "no blocks": (linear, {"blocks": 0}, ValueError, "blocks: expected at least 1, got 0"),
+    "blocks of another type": (linear, {"blocks": 1.5}, TypeError, "blocks: .* got float"),
+    "blocks without rows": (linear, {"dims": (), "blocks": 3}, ValueError, "blocks=1"),
+    "unknown policy": (linear, {"infeasible": "ignore"}, ValueError, "infeasible: .* 'ignore'"),
+    "three dimensions": (
+        lambda: nn.Bilinear(2, 2, 2),
+        {},
+        ValueError,
+        r"weight: expected dims.* of 3 dimensions, got none; shape \(2, 2, 2\), torch.float32",
+    ),
+    "integers": (
+        lambda: holding(torch.ones(2, 2, dtype=torch.int64)),
+        {},
+        TypeError,
+        r"weight: expected float16.* got shape \(2, 2\), torch.int64",
+    ),
+    "booleans": (lambda: holding(torch.ones(2, 2) > 0), {}, TypeError, "torch.bool"),
+    "complex": (lambda: holding(torch.ones(2, 2) * 1j), {}, TypeError, "torch.complex64"),
+    "float8": (
+        lambda: holding(torch.ones(2, 2).to(torch.float8_e4m3fn)),
+        {},
+        TypeError,
+        "torch.float8_e4m3fn",
+    ),
+    "sparse": (
+        lambda: holding(torch.eye(2).to_sparse()),
+        {},
+        TypeError,
+        r"weight: expected a dense tensor, .* layout torch.sparse_coo",
+    ),
+    "quantized": (
+        lambda: holding(torch.quantize_per_tensor(torch.eye(2), 0.1, 0, torch.qint8)),
+        {},
+        TypeError,
+        "quantized",
+    ),
+    "uninitialized": (
+        lambda: nn.LazyLinear(3),
+        {},
+        TypeError,
+        "weight: expected an initialized tensor, got UninitializedParameter",
+    ),
+    "registered already": (registered, {}, ValueError, "weight: expected a tensor not registered"),
+    "NaN": (
+        lambda: linear(math.nan),
+        {},
+        ValueError,
+        r"weight: expected a finite diagonal, got 3 of 3 entries NaN or infinite",
+    ),
+    "infinity": (lambda: linear(-math.inf), {}, ValueError, "weight: expected a finite diagonal"),
+    "infeasible": (
+        lambda: linear(2.0),
+        {"infeasible": "error"},
+        ValueError,
+        "weight: expected a diagonal negative, got 3 of 3 entries that are not, the largest 2",
+    ),
+    "above the margin": (
+        linear,
+        {"infeasible": "error", "margin": 1.5},
+        ValueError,
+        "weight: expected a diagonal below -1.5, got 3 of 3",
+    ),
+}
+
+
+def state_of(module: nn.Module) -> tuple[Any, ...]:
+    return (
+        type(module),
+        set(vars(module)),
+        list(module._parameters),
+        list(module._buffers),
+        list(module._modules),
+        list(module._load_state_dict_pre_hooks),
+        {key: value.clone() for key, value in module.state_dict().items()},
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+@pytest.mark.filterwarnings("ignore:.*quantize_per_tensor.*")
+@pytest.mark.filterwarnings("ignore:.*quantized.*")
+@pytest.mark.parametrize("case", BAD_REGISTRATIONS)
+def test_a_refused_registration_says_why_and_changes_nothing(case):
+    make, options, error, message = BAD_REGISTRATIONS[case]
+    module = make()
+    lazy = case == "uninitialized"
+    before = state_of(module) if isinstance(module, nn.Module) and not lazy else None
+    with pytest.raises(error, match=message):
+        register_negative_diagonal(module, **options)
+    if before is not None:
+        after = state_of(module)
+        assert after[:-1] == before[:-1]
+        for key, value in before[-1].items():
+            torch.testing.assert_close(after[-1][key], value, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (
+            -torch.ones(3, 2),
+            ValueError,
+            r"expected .* \(3, 3\), torch.float32 on cpu, got .*\(3, 2\)",
+        ),
+        (-torch.ones(3, 3, dtype=torch.float64), ValueError, "got .* torch.float64"),
+        (-torch.ones(3, 3, device="meta"), ValueError, "on cpu, got .* on meta"),
+        (-torch.ones(3, 3, dtype=torch.int64), ValueError, "got .* torch.int64"),
+        (torch.full((3, 3), math.nan), ValueError, "weight: expected a finite diagonal"),
+        (torch.full((3, 3), -math.inf), ValueError, "weight: expected a finite diagonal"),
+        ([[1.0]], TypeError, "weight: expected a tensor, got list"),
+        (None, TypeError, "weight: expected a tensor, got NoneType"),
+    ],
+    ids=str,
+)
+def test_a_refused_assignment_says_why_and_changes_nothing(value, error, message):
+    layer = registered()
+    original = layer.parametrizations.weight.original
+    before, place = original.detach().clone(), original.data_ptr()
+    with pytest.raises(error, match=message):
+        layer.weight = value
+    assert_same_bits(original, before)
+    assert original.data_ptr() == place
+
+
+@pytest.mark.parametrize("operation", [remove_negative_diagonal, "init"], ids=["remove", "init_"])
+@pytest.mark.parametrize(
+    ("tensor_name", "message"),
+    [
+        ("weight", "weight: expected a tensor registered with a negative diagonal"),
+        ("wait", "near names: weight"),
+        ("*", "expected tensors with a negative diagonal"),
+    ],
+)
+def test_only_registered_tensors_can_be_removed_or_initialised(operation, tensor_name, message):
+    layer = linear()
+    with pytest.raises(ValueError, match=message):
+        if operation == "init":
+            init_(layer, tensor_name, nn.init.zeros_)
+        else:
+            operation(layer, tensor_name)
+
+
+def test_a_failure_in_the_middle_restores_every_module(monkeypatch):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+    weights = [layer.weight.detach().clone() for layer in model]
+    real = parametrize.register_parametrization
+    calls = []
+
+    def fails_late(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        calls.append(module)
+        result = real(module, *args, **kwargs)
+        if len(calls) == 3:
+            raise RuntimeError("no memory")
+        return result
+
+    monkeypatch.setattr(parametrize, "register_parametrization", fails_late)
+    with pytest.raises(RuntimeError, match="no memory"):
+        register_negative_diagonal(model, "*.weight")
+    for layer, weight in zip(model, weights, strict=True):
+        assert type(layer) is nn.Linear
+        assert_same_bits(layer.weight, weight)
+        assert not layer._load_state_dict_pre_hooks
+        assert "parametrizations" not in layer._modules
+
+
+def test_plain_state_dict_refuses_a_chain():
+    layer = registered()
+    parametrize.register_parametrization(layer, "weight", nn.Identity())
+    with pytest.raises(ValueError, match="weight: expected no other parametrization beside"):
+        plain_state_dict(layer)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_bare_classes_refuse_before_anything_changes(dtype):
+    layer = linear(math.nan, dtype)
+    with pytest.raises(ValueError, match="weight: expected a finite diagonal"):
+        parametrize.register_parametrization(layer, "weight", NegExpDiagonal())
+    assert type(layer) is nn.Linear
+    assert layer.weight.diagonal().isnan().all()
