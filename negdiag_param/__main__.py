@@ -29,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = parser().parse_args(argv)
     try:
-        data = read_csv(options.csv) if options.csv else HUDSON_BAY
-        if options.plot:
+        data = HUDSON_BAY if options.csv is None else read_csv(options.csv)
+        if options.plot is not None:
             check_plot(options.plot)
     except ValueError as error:
         print(f"negdiag_param: error: {error}", file=sys.stderr)
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for note in notes(data, fits):
         print()
         print(textwrap.fill(note, WIDTH))
-    if options.plot:
+    if options.plot is not None:
         plot(data, fits, options.plot)
         print(f"\nPlotted in {options.plot}")
     return 0

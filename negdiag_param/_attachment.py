@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from negdiag_param import _private, _sharded
-from negdiag_param._parametrizations import Infeasible, NegativeDiagonal
+from negdiag_param._feasible import Infeasible
+from negdiag_param._parametrizations import NegativeDiagonal
 from negdiag_param._snapshot import Snapshot
 
 # torch.fx replaces this while it traces, and then it has to see every module call.
@@ -27,12 +28,12 @@ _RESETS = ("reset_parameters", "_reset_parameters")
 def attach(module: nn.Module) -> None:
     """Gives the parametrized ``module`` a class of its own."""
     base = parametrize.type_before_parametrizations(module)
-    module.__class__ = _own_class(base, list(_lists(module)))
+    module.__class__ = _own_class(base, list(chains(module)))
 
 
 def chain(module: nn.Module, tensor_name: str) -> Any:
     """The list of parametrizations on the tensor."""
-    return _lists(module)[tensor_name]
+    return chains(module)[tensor_name]
 
 
 def stored(module: nn.Module, tensor_name: str) -> Tensor:
@@ -46,7 +47,7 @@ def find(module: nn.Module, tensor_name: str) -> NegativeDiagonal | None:
     """Our parametrization of the tensor, if it has one."""
     if not parametrize.is_parametrized(module, tensor_name):
         return None
-    for parametrization in _lists(module)[tensor_name].children():
+    for parametrization in chains(module)[tensor_name].children():
         if isinstance(parametrization, NegativeDiagonal):
             return parametrization
     return None
@@ -56,13 +57,13 @@ def ours(module: nn.Module) -> dict[str, NegativeDiagonal]:
     """The tensors of ``module`` itself that carry our parametrization."""
     if not parametrize.is_parametrized(module):
         return {}
-    found = {name: find(module, name) for name in _lists(module)}
+    found = {name: find(module, name) for name in chains(module)}
     return {name: parametrization for name, parametrization in found.items() if parametrization}
 
 
 def originals(module: nn.Module, tensor_name: str) -> list[Tensor]:
     """The tensors that the parametrized tensor is computed from."""
-    source = _lists(module)[tensor_name]
+    source = chains(module)[tensor_name]
     return list(source.parameters(recurse=False)) + list(source.buffers(recurse=False))
 
 
@@ -79,13 +80,17 @@ def assign(
     """Sets the originals so that the tensor is ``value``; changes nothing if that cannot be.
 
     The originals keep their storage and strides.
+
+    Raises:
+        RuntimeError: under a ``torch.func`` transform.
+        ValueError: if shape, dtype or device differ, or a parametrization has no right_inverse.
     """
     if _private.function_transforms_active():
         raise RuntimeError(
             f"{tensor_name}: expected no assignment inside a torch.func transform; give "
             f"functional_call the key parametrizations.{tensor_name}.original instead"
         )
-    parametrizations = _lists(module)[tensor_name]
+    parametrizations = chains(module)[tensor_name]
     targets = originals(module, tensor_name)
     for target in targets:
         _sharded.check_assignable(parametrizations, target, tensor_name)
@@ -121,7 +126,8 @@ def _summary(tensor: Tensor) -> str:
     return f"shape {tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}"
 
 
-def _lists(module: nn.Module) -> Any:
+def chains(module: nn.Module) -> Any:
+    """The lists of parametrizations of a parametrized module, by tensor name."""
     return module._modules["parametrizations"]
 
 
@@ -132,7 +138,7 @@ def _own_class(base: type[nn.Module], tensor_names: Iterable[str]) -> type[nn.Mo
         if id(self) in memo:
             return memo[id(self)]  # type: ignore[no-any-return]
         _memoize_derived_tensors(self, memo)
-        own = _own_class(base, list(_lists(self)))
+        own = _own_class(base, list(chains(self)))
         if hasattr(base, "__deepcopy__"):
             replica: nn.Module = base.__deepcopy__(self, memo)
             replica.__class__ = own
@@ -149,7 +155,7 @@ def _own_class(base: type[nn.Module], tensor_names: Iterable[str]) -> type[nn.Mo
         with torch.no_grad():
             getstate = getattr(base, "__getstate__", None)
             state = getstate(self) if getstate else self.__dict__.copy()
-        return _revive, (base, list(_lists(self))), state
+        return _revive, (base, list(chains(self))), state
 
     def register_parameter(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
         for tensor_name in ours(self):
@@ -191,14 +197,14 @@ def _tensor_property(tensor_name: str) -> property:
         if lists is None:
             # An instance made by `type(self)(...)` has plain tensors: nn.Module looks them up.
             raise AttributeError(tensor_name)
-        chain = lists._modules[tensor_name]
+        chain: Any = lists._modules[tensor_name]
         if not torch.compiler.is_compiling():
             cache = _private.cached_block()
             if cache is not None and not _sharded.is_in_motion(chain):
                 return _cached(cache, chain, tensor_name)
             if nn.Module.__call__ is _MODULE_CALL:
                 return _evaluated(chain)
-        return chain()  # type: ignore[no-any-return, misc]
+        return chain()  # type: ignore[no-any-return]
 
     def set_(self: nn.Module, value: Tensor) -> None:
         assign(self, tensor_name, value)
@@ -226,6 +232,9 @@ def _cached(cache: Any, chain: Any, tensor_name: str) -> Tensor:
 
     The key is the chain of this very instance, so copies do not share an entry; and an entry
     that was made without gradients, or before the original changed, is made again.
+
+    Raises:
+        RuntimeError: while tracing, as in PyTorch.
     """
     if torch.jit.is_tracing():
         raise RuntimeError("Cannot trace a model while caching parametrizations.")
@@ -267,7 +276,7 @@ def _reset(base: type[nn.Module], method: str) -> Any:
 
 def _reset_values(module: nn.Module, base: type[nn.Module], method: str) -> dict[str, Tensor]:
     """Runs a reset method with plain parameters in place of ours, and returns what it made."""
-    lists, parameters, buffers = _lists(module)._modules, module._parameters, module._buffers
+    lists, parameters, buffers = chains(module)._modules, module._parameters, module._buffers
     saved = dict(lists), dict(parameters), dict(buffers), module.__class__
     mine = ours(module)
     values: dict[str, Tensor] = {}

@@ -77,6 +77,8 @@ class Diagonal:
         """``dims`` as non-negative numbers, for a tensor of ``ndim`` dimensions."""
         if self.dims is None:
             return () if ndim < 2 else (0, 1)
+        if self.dims == (0, 1):
+            return self.dims
         return tuple(dim % ndim for dim in self.dims) if self.dims else ()
 
     def misfit(self, shape: torch.Size) -> str | None:

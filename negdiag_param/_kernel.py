@@ -22,7 +22,10 @@ from negdiag_param._diagonal import Diagonal
 class Rule(Protocol):
     """What the kernel needs to know of a map: its strict value, and its slope if it has one."""
 
-    has_slope: bool
+    @property
+    def has_slope(self) -> bool:
+        """Whether :meth:`value_and_slope` and :meth:`smooth` are there."""
+        ...
 
     def value(self, original: Tensor) -> Tensor:
         """The mapped diagonal for the original one, differentiable by autograd."""
@@ -44,8 +47,11 @@ def constrain(original: Tensor, diagonal: Diagonal, rule: Rule) -> Tensor:
     if not rule.has_slope or _is_transformed(original):
         return diagonal.scattered(original, mapped(diagonal.view(original), rule))
     if original.requires_grad and torch.is_grad_enabled():
-        return _Fused.apply(original, diagonal, rule)  # type: ignore[no-any-return]
-    return _written(original, diagonal, rule)[0]
+        return _Fused.apply(original, diagonal, rule)  # type: ignore[no-any-return, no-untyped-call]
+    weight = original.clone()
+    entries = diagonal.view(weight)
+    entries.copy_(rule.value(entries))
+    return weight
 
 
 def mapped(diagonal: Tensor, rule: Rule) -> Tensor:
@@ -64,34 +70,24 @@ def _is_transformed(original: Tensor) -> bool:
     )
 
 
-def _written(original: Tensor, diagonal: Diagonal, rule: Rule) -> tuple[Tensor, Tensor]:
-    """The constrained weight and the slope of its diagonal, outside of autograd."""
-    weight = original.clone()
-    entries = diagonal.view(weight)
-    value, slope = rule.value_and_slope(entries)
-    entries.copy_(value)
-    return weight, slope
-
-
-def _scaled(grad: Tensor, diagonal: Diagonal, slope: Tensor) -> Tensor:
-    grad = grad.clone()
-    diagonal.view(grad).mul_(slope)
-    return grad
-
-
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, original: Tensor, diagonal: Diagonal, rule: Rule) -> Tensor:
-        weight, ctx.slope = _written(original, diagonal, rule)
+        weight = original.clone()
+        entries = diagonal.view(weight)
+        value, ctx.slope = rule.value_and_slope(entries)
+        entries.copy_(value)
         ctx.save_for_backward(original)
         ctx.diagonal, ctx.rule = diagonal, rule
         return weight
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        slope = ctx.slope
+        slope, diagonal = ctx.slope, ctx.diagonal
         if torch.is_grad_enabled():
             # A second derivative needs the slope as a function of the original.
             (original,) = ctx.saved_tensors
-            slope = ctx.rule.value_and_slope(ctx.diagonal.view(original))[1]
-        return _scaled(grad, ctx.diagonal, slope), None, None
+            slope = ctx.rule.value_and_slope(diagonal.view(original))[1]
+        grad = grad.clone()
+        diagonal.view(grad).mul_(slope)
+        return grad, None, None

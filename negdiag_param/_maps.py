@@ -73,8 +73,12 @@ class ScalarMap(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def value_and_slope(self, x: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
-        """The mapped value, which may still overflow ``limits``, and its derivative."""
+    def value(self, x: Tensor, limits: Limits) -> Tensor:
+        """The mapped value, which may still overflow ``limits``."""
+
+    @abstractmethod
+    def slope(self, x: Tensor, value: Tensor, limits: Limits) -> Tensor:
+        """The derivative at ``x``, where ``value`` was found."""
 
     @abstractmethod
     def smooth(self, x: Tensor, limits: Limits) -> Tensor:
@@ -90,10 +94,14 @@ class Exp(ScalarMap):
 
     name = "exp"
 
-    def value_and_slope(self, x: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
-        negative = x.exp().neg()
-        value = negative - limits.margin if limits.margin else negative
-        return value, negative.clamp(min=-limits.steepest)
+    def value(self, x: Tensor, limits: Limits) -> Tensor:
+        value = x.exp().neg()
+        return value - limits.margin if limits.margin else value
+
+    def slope(self, x: Tensor, value: Tensor, limits: Limits) -> Tensor:
+        # Not value + margin, which is inexact where the margin is the larger part.
+        slope = x.exp().neg() if limits.margin else value
+        return slope.clamp(min=-limits.steepest)
 
     def smooth(self, x: Tensor, limits: Limits) -> Tensor:
         # Beyond the steepest slope the map goes on as a straight line. Only the slope of that
@@ -111,11 +119,13 @@ class Softplus(ScalarMap):
 
     name = "softplus"
 
-    def value_and_slope(self, x: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
+    def value(self, x: Tensor, limits: Limits) -> Tensor:
         # Above 40, log(1 + exp(x)) is x to the last bit of float64; below, exp does not overflow.
         positive = F.softplus(x, threshold=40.0)
-        value = -limits.margin - positive if limits.margin else positive.neg()
-        return value, x.sigmoid().neg()
+        return -limits.margin - positive if limits.margin else positive.neg()
+
+    def slope(self, x: Tensor, value: Tensor, limits: Limits) -> Tensor:
+        return x.sigmoid().neg()
 
     def smooth(self, x: Tensor, limits: Limits) -> Tensor:
         return F.softplus(x, threshold=40.0).neg()
@@ -134,16 +144,21 @@ class SignFlip(ScalarMap):
 
     name = "sign_flip"
 
-    def value_and_slope(self, x: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
+    def value(self, x: Tensor, limits: Limits) -> Tensor:
         if not limits.margin:
-            # At zero the slope is that of the feasible side: there an entry is never stuck.
-            return x.abs().neg(), torch.where(x > 0, -1.0, 1.0)
-        outside = x > limits.bound
-        value = torch.where(outside, -2.0 * limits.margin - x, x)
-        return value, torch.where(outside, -1.0, 1.0)
+            return x.abs().neg()
+        return torch.where(self._outside(x, limits), -2.0 * limits.margin - x, x)
+
+    def slope(self, x: Tensor, value: Tensor, limits: Limits) -> Tensor:
+        return torch.where(self._outside(x, limits), -1.0, 1.0)
 
     def smooth(self, x: Tensor, limits: Limits) -> Tensor:
-        return torch.where(x > (limits.bound if limits.margin else 0.0), -x, x)
+        return torch.where(self._outside(x, limits), -x, x)
+
+    @staticmethod
+    def _outside(x: Tensor, limits: Limits) -> Tensor:
+        # Zero counts as inside, so that its slope is not zero: there an entry is never stuck.
+        return x > (limits.bound if limits.margin else 0.0)
 
     def inverse(self, value: Tensor, limits: Limits) -> Tensor:
         return value

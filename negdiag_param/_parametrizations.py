@@ -1,24 +1,19 @@
 """The parametrization modules: a scalar map put on a diagonal."""
 
-import math
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from numbers import Real
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from negdiag_param import _kernel, _sharded
+from negdiag_param import _arguments, _kernel, _sharded
 from negdiag_param._diagonal import TAPS, Diagonal, Taps
-from negdiag_param._maps import FLOAT_DTYPES, Exp, Limits, ScalarMap, SignFlip, Softplus
-from negdiag_param._maps import widened
+from negdiag_param._feasible import INFEASIBLE, Infeasible, feasible
+from negdiag_param._maps import FLOAT_DTYPES, Exp, Limits, ScalarMap, SignFlip, Softplus, widened
 from negdiag_param._snapshot import Snapshot
 
-Infeasible = Literal["warn", "reflect", "error"]
-INFEASIBLE: tuple[Infeasible, ...] = ("warn", "reflect", "error")
 _MARK_BYTES = 192
 
 
@@ -85,10 +80,12 @@ class NegativeDiagonal(nn.Module):
         cache_in_eval: bool = False,
     ) -> None:
         super().__init__()
-        self.margin = _checked_margin(margin)
-        self.diagonal = Diagonal(_checked_dims(dims), _checked_blocks(blocks), taps)
-        _check_choice("taps", taps, TAPS)
-        _check_choice("infeasible", infeasible, INFEASIBLE)
+        self.margin = _arguments.checked_margin(margin)
+        self.diagonal = Diagonal(
+            _arguments.checked_dims(dims), _arguments.checked_blocks(blocks), taps
+        )
+        _arguments.check_choice("taps", taps, TAPS)
+        _arguments.check_choice("infeasible", infeasible, INFEASIBLE)
         self.infeasible: Infeasible = infeasible
         self.cache_in_eval = cache_in_eval
         # What the helper knows: the tensor's name for messages, where it stood among the tensors
@@ -195,7 +192,7 @@ class NegativeDiagonal(nn.Module):
         if self.closed_form is None:
             value = self.map(x) - limits.margin
         else:
-            value = self.closed_form.value_and_slope(x, limits)[0]
+            value = self.closed_form.value(x, limits)
         return value.clamp(limits.lowest, limits.bound).to(original.dtype)
 
     def value_and_slope(self, original: Tensor) -> tuple[Tensor, Tensor]:
@@ -203,7 +200,8 @@ class NegativeDiagonal(nn.Module):
         assert self.closed_form is not None
         limits = self._limits_in(original.dtype)
         x = widened(original)
-        value, slope = self.closed_form.value_and_slope(x, limits)
+        value = self.closed_form.value(x, limits)
+        slope = self.closed_form.slope(x, value, limits)
         return value.clamp(limits.lowest, limits.bound), slope
 
     def smooth(self, original: Tensor) -> Tensor:
@@ -304,28 +302,7 @@ class NegativeDiagonal(nn.Module):
         limits = self._limits_in(entries.dtype)
         if entries.is_meta:
             return entries
-        if not entries.isfinite().all():
-            raise ValueError(
-                f"{self.tensor_name}: expected a finite diagonal, got "
-                f"{_count(~entries.isfinite())} entries NaN or infinite, "
-                f"shape {tuple(entries.shape)}, {entries.dtype}"
-            )
-        outside = entries > limits.bound
-        if outside.any():
-            below = f"below {-self.margin}" if self.margin else "negative"
-            message = (
-                f"{self.tensor_name}: expected a diagonal {below}, got {_count(outside)} "
-                f"entries that are not, the largest {entries.max().item():.6g}"
-            )
-            if infeasible == "error":
-                raise ValueError(message)
-            if infeasible == "warn":
-                warnings.warn(
-                    f"{message}; they are reflected, d -> -|d|", UserWarning, stacklevel=6
-                )
-            reflected = entries.abs().neg()
-            reflected = reflected.where(reflected < limits.bound, limits.inside)
-            entries = torch.where(outside, reflected, entries)
+        entries = feasible(entries, limits, infeasible, self.tensor_name)
         value = widened(entries)
         if self.closed_form is not None:
             return self.closed_form.inverse(value, limits)
@@ -433,11 +410,11 @@ class TransformDiagonal(NegativeDiagonal):
 
     def map(self, x: Tensor) -> Tensor:
         """The transform itself."""
-        return self.transform(x)
+        return cast(Tensor, self.transform(x))
 
     def inverse(self, d: Tensor) -> Tensor:
         """The inverse of the transform."""
-        return self.transform.inv(d)
+        return cast(Tensor, self.transform.inv(d))
 
     @property
     def map_name(self) -> str:
@@ -445,45 +422,13 @@ class TransformDiagonal(NegativeDiagonal):
         return " ".join(repr(self.transform).split())
 
 
-def _checked_margin(margin: object) -> float:
-    if isinstance(margin, bool) or not isinstance(margin, Real):
-        raise TypeError(f"margin: expected a number, got {type(margin).__name__}")
-    if not (math.isfinite(margin) and margin >= 0):
-        raise ValueError(f"margin: expected a finite number that is not negative, got {margin}")
-    return float(margin)
-
-
-def _checked_blocks(blocks: object) -> int:
-    if isinstance(blocks, bool) or not isinstance(blocks, int):
-        raise TypeError(f"blocks: expected an integer, got {type(blocks).__name__}")
-    if blocks < 1:
-        raise ValueError(f"blocks: expected at least 1, got {blocks}")
-    return blocks
-
-
-def _checked_dims(dims: object) -> tuple[int, ...] | None:
-    if dims is None:
-        return None
-    if not isinstance(dims, (tuple, list)) or not all(type(dim) is int for dim in dims):
-        raise TypeError(f"dims: expected a tuple of two integers or (), got {dims!r}")
-    if len(dims) not in (0, 2):
-        raise ValueError(f"dims: expected two dimensions or none, got {dims!r}")
-    return tuple(dims)
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {choices}, got {value!r}")
-
-
 def _memory_format(tensor: Tensor) -> torch.memory_format:
     """That of a contiguous or channels-last tensor; contiguous for a view with other strides."""
     channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.ndim)
-    if channels_last and not tensor.is_contiguous():
-        if tensor.is_contiguous(memory_format=channels_last):
-            return channels_last
+    if (
+        channels_last
+        and not tensor.is_contiguous()
+        and tensor.is_contiguous(memory_format=channels_last)
+    ):
+        return channels_last
     return torch.contiguous_format
-
-
-def _count(mask: Tensor) -> str:
-    return f"{int(mask.sum())} of {mask.numel()}"

@@ -12,8 +12,8 @@ from torch.nn.utils import parametrize
 
 from negdiag_param import _attachment, _checkpoints, _sharded, _targets
 from negdiag_param._diagonal import TAPS, Diagonal, Taps
+from negdiag_param._feasible import Infeasible
 from negdiag_param._parametrizations import (
-    Infeasible,
     NegativeDiagonal,
     NegExpDiagonal,
     NegSoftplusDiagonal,
@@ -134,7 +134,7 @@ def register_negative_diagonal(
     if _targets.is_pattern(tensor_name) and template.diagonal.dims is None:
         found = [target for target in found if _ndim(target) > 1]
         if not found:
-            raise _targets.no_match(module, tensor_name, "a diagonal")
+            _targets.refuse_no_match(module, tensor_name, "a diagonal")
     for target in found:
         _sharded.check_registrable(module, target.owner, target.name)
     plans = [(target, _planned(target, template, blocks)) for target in found]
@@ -318,8 +318,8 @@ def _undo(owner: nn.Module) -> Callable[[], None]:
     cls = owner.__class__
     modules = [owner]
     if parametrize.is_parametrized(owner):
-        modules += [owner.parametrizations, *owner.parametrizations.values()]  # type: ignore
-    contents = [
+        modules += [_attachment.chains(owner), *_attachment.chains(owner).values()]
+    contents: list[tuple[Any, dict[str, Any]]] = [
         (mapping, dict(mapping))
         for module in modules
         for mapping in (module._parameters, module._buffers, module._modules)

@@ -10,7 +10,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeGuard
+from itertools import pairwise
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -70,16 +71,13 @@ def is_in_motion(module: nn.Module) -> bool:
     change of the shards cannot be noticed.
     """
     return _private.is_managed_by_fsdp(module) or any(
-        is_sharded(parameter) for parameter in module._parameters.values() if parameter is not None
+        tensor is not None and is_sharded(tensor)
+        for tensor in (*module._parameters.values(), *module._buffers.values())
     )
 
 
 def local(tensor: Tensor, diagonal: Diagonal, name: str) -> tuple[Tensor, tuple[Diagonal, ...]]:
-    """What this rank holds of ``tensor``, and where the diagonal lies in that.
-
-    Raises:
-        ValueError: if the placements do not tell exactly which entries this rank holds.
-    """
+    """What this rank holds of ``tensor``, and where the diagonal lies in that."""
     if not is_sharded(tensor):
         return tensor, (diagonal,)
     shard = tensor.to_local()
@@ -165,7 +163,11 @@ def restore(tensor: Tensor, value: Tensor) -> None:
 
 
 def check_registrable(root: nn.Module, owner: nn.Module, name: str) -> None:
-    """Refuses a module that data parallelism has taken hold of already."""
+    """Refuses a module that data parallelism has taken hold of already.
+
+    Raises:
+        ValueError: if the parameters of ``owner`` belong to it.
+    """
     if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in root.modules()):
         raise ValueError(
             f"{name}: expected a module that is not replicated yet, got a {type(root).__name__}; "
@@ -179,7 +181,11 @@ def check_registrable(root: nn.Module, owner: nn.Module, name: str) -> None:
 
 
 def check_removable(owner: nn.Module, name: str) -> None:
-    """Refuses to take parameters from under a ``fully_shard`` that manages them."""
+    """Refuses to take parameters from under a ``fully_shard`` that manages them.
+
+    Raises:
+        ValueError: if one manages ``owner``.
+    """
     if _private.is_managed_by_fsdp(owner):
         raise ValueError(
             f"{name}: expected a module that is not sharded, got a {type(owner).__name__} that "
@@ -189,7 +195,11 @@ def check_removable(owner: nn.Module, name: str) -> None:
 
 
 def check_assignable(owner: nn.Module, target: Tensor, name: str) -> None:
-    """Refuses a write to a tensor that ``fully_shard`` has gathered and is about to drop."""
+    """Refuses a write to a tensor that ``fully_shard`` has gathered and is about to drop.
+
+    Raises:
+        ValueError: if ``target`` is such a tensor.
+    """
     if _private.is_managed_by_fsdp(owner) and not is_sharded(target):
         raise ValueError(
             f"{name}: expected a sharded tensor to assign to, got the gathered one of a forward "
@@ -199,7 +209,11 @@ def check_assignable(owner: nn.Module, target: Tensor, name: str) -> None:
 
 
 def check_parallelizable(new: Tensor | None, originals: list[Tensor], owner: nn.Module) -> None:
-    """Refuses a parallel style that starts on a registered module, before it converts anything."""
+    """Refuses a parallel style that starts on a registered module, before it converts anything.
+
+    Raises:
+        ValueError: if ``new`` is distributed and an original is not.
+    """
     if new is not None and is_sharded(new) and not all(is_sharded(o) for o in originals):
         raise ValueError(
             f"expected a {type(owner).__name__} without a negative diagonal to distribute, got a "
@@ -207,16 +221,17 @@ def check_parallelizable(new: Tensor | None, originals: list[Tensor], owner: nn.
         )
 
 
-def _wrapped(shard: Tensor, like: "DTensor") -> Tensor:
+def _wrapped(shard: Tensor, model: "DTensor") -> Tensor:
+    """``shard`` as this rank's part of a tensor distributed as ``model`` is."""
     from torch.distributed.tensor import DTensor
 
     return DTensor.from_local(
         shard,
-        like.device_mesh,
-        like.placements,
+        model.device_mesh,
+        model.placements,
         run_check=False,
-        shape=like.shape,
-        stride=like.stride(),
+        shape=model.shape,
+        stride=model.stride(),
     )
 
 
@@ -230,7 +245,11 @@ def _parts(
     diagonal: Diagonal,
     name: str,
 ) -> tuple[Part, ...]:
-    """The lines of the diagonal in the shard of one rank; none may be left."""
+    """The lines of the diagonal in the shard of one rank; none may be left.
+
+    Raises:
+        ValueError: if the placements do not say exactly what the rank was found to hold.
+    """
     _check_placements(shape, placements, mesh, name)
     owned = _owned(shape, placements, mesh, coordinate)
     held = tuple(sum(len(run) for run in runs) for runs in owned)
@@ -246,7 +265,8 @@ def _parts(
     row, column = dims
     if diagonal.taps == "center":
         for dim in range(2, len(shape)):
-            center = [at for at, index in _indices(owned[dim]) if index == (shape[dim] - 1) // 2]
+            tap = (shape[dim] - 1) // 2
+            center = [at + run.index(tap) for at, run in _placed(owned[dim]) if tap in run]
             if not center:
                 return ()
             box[dim] = center[0], 1
@@ -327,13 +347,8 @@ def _placed(runs: list[range]) -> Iterator[tuple[int, range]]:
         at += len(run)
 
 
-def _indices(runs: list[range]) -> Any:
-    """Every local index with the global one."""
-    return enumerate(index for run in runs for index in run)
-
-
 def _cuts(rows: range, size: int) -> list[tuple[int, int]]:
     """The rows cut so that each piece lies within a block of ``size`` or holds whole blocks."""
     first, last = -(-rows.start // size) * size, rows.stop // size * size
     bounds = [rows.start, first, last, rows.stop] if first <= last else [rows.start, rows.stop]
-    return [(a, b) for a, b in zip(bounds, bounds[1:], strict=False) if a < b]
+    return [(a, b) for a, b in pairwise(bounds) if a < b]

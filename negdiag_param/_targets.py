@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -42,7 +42,7 @@ def targets(module: nn.Module, tensor_name: str) -> list[Target]:
     else:
         found = [target for target in everything if target.name == tensor_name]
     if not found:
-        raise no_match(module, tensor_name)
+        refuse_no_match(module, tensor_name)
     return found
 
 
@@ -59,7 +59,7 @@ def registered_targets(module: nn.Module, tensor_name: str) -> list[Target]:
     if is_pattern(tensor_name):
         found = [t for t in found if _attachment.find(t.owner, t.tensor_name)]
         if not found:
-            raise no_match(module, tensor_name, "a negative diagonal")
+            refuse_no_match(module, tensor_name, "a negative diagonal")
     for target in found:
         if not _attachment.find(target.owner, target.tensor_name):
             raise ValueError(
@@ -91,12 +91,12 @@ def is_pattern(tensor_name: str) -> bool:
     return any(character in tensor_name for character in "*?[")
 
 
-def no_match(module: nn.Module, tensor_name: str, wanted: str = "") -> ValueError:
+def refuse_no_match(module: nn.Module, tensor_name: str, wanted: str = "") -> NoReturn:
     """The error for a name or pattern that means nothing, with names that are near."""
     names = [target.name for target in _tensors(module)]
     near = difflib.get_close_matches(tensor_name, names, n=5, cutoff=0.3) or names[:5]
     what = f"tensors with {wanted}" if wanted else "the name of a parameter or buffer"
-    return ValueError(
+    raise ValueError(
         f"{tensor_name!r}: expected {what} in {type(module).__name__}, found no match; "
         f"near names: {', '.join(near) or 'none, it has no tensors'}"
     )
@@ -108,7 +108,7 @@ def _tensors(module: nn.Module) -> Iterator[Target]:
         if isinstance(owner, parametrize.ParametrizationList) or _is_list_holder(prefix):
             continue
         if parametrize.is_parametrized(owner):
-            for tensor_name in owner.parametrizations:  # type: ignore[union-attr]
+            for tensor_name in owner.parametrizations:
                 yield Target(_joined(prefix, tensor_name), owner, tensor_name)
         for mapping in (owner._parameters, owner._buffers):
             for tensor_name, tensor in mapping.items():

@@ -205,6 +205,12 @@ def test_a_bad_argument_ends_with_exit_code_2(capsys, arguments):
     assert f"argument {arguments[0]}: " in error.splitlines()[-1]
 
 
+@pytest.mark.parametrize("option", ["--csv", "--plot"])
+def test_an_empty_name_is_not_the_default(capsys, option):
+    code, output, error = in_process(capsys, option, "")
+    assert (code, output, error.count("\n")) == (2, "", 1)
+
+
 @pytest.mark.parametrize("path", ["absent/fits.png", "folder.png", "fits.pdf"])
 def test_a_plot_that_cannot_be_written_is_found_before_training(tmp_path, capsys, path):
     pytest.importorskip("matplotlib")

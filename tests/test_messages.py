@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.asserts import assert_same_bits
-from tests.cases import DTYPES
 from torch import Tensor, nn
 from torch.distributions import AffineTransform, ComposeTransform, ExpTransform, SigmoidTransform
 from torch.nn.utils import parametrize
@@ -20,6 +18,8 @@ from negdiag_param import (
     register_negative_diagonal,
     remove_negative_diagonal,
 )
+from tests.asserts import assert_same_bits
+from tests.cases import DTYPES
 
 
 def linear(diagonal: float = -1.0, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -233,7 +233,13 @@ def test_a_refused_assignment_says_why_and_changes_nothing(value, error, message
     assert original.data_ptr() == place
 
 
-@pytest.mark.parametrize("operation", [remove_negative_diagonal, "init"], ids=["remove", "init_"])
+OPERATIONS: dict[str, Callable[[nn.Module, str], nn.Module]] = {
+    "remove": remove_negative_diagonal,
+    "init_": lambda module, tensor_name: init_(module, tensor_name, nn.init.zeros_),
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize(
     ("tensor_name", "message"),
     [
@@ -243,12 +249,8 @@ def test_a_refused_assignment_says_why_and_changes_nothing(value, error, message
     ],
 )
 def test_only_registered_tensors_can_be_removed_or_initialised(operation, tensor_name, message):
-    layer = linear()
     with pytest.raises(ValueError, match=message):
-        if operation == "init":
-            init_(layer, tensor_name, nn.init.zeros_)
-        else:
-            operation(layer, tensor_name)
+        OPERATIONS[operation](linear(), tensor_name)
 
 
 def test_a_failure_in_the_middle_restores_every_module(monkeypatch):

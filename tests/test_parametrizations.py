@@ -1,5 +1,9 @@
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from negdiag_param import NegativeDiagonal, NegExpDiagonal
 from tests.asserts import (
     assert_negative,
     assert_only_diagonal_differs,
@@ -7,10 +11,6 @@ from tests.asserts import (
     distance_in_eps,
 )
 from tests.cases import BUILT_IN, DTYPES, MARGINS, NegSquareDiagonal, matrix
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
-
-from negdiag_param import NegativeDiagonal, NegExpDiagonal
 
 EVERY_MAP = {**BUILT_IN, "subclass": NegSquareDiagonal}
 

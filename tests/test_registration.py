@@ -2,8 +2,6 @@ import copy
 
 import pytest
 import torch
-from tests.asserts import assert_negative, assert_only_diagonal_differs, assert_same_bits
-from tests.cases import DTYPES, LAYERS, MAPS, MARGINS, Raw, grouped
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
@@ -13,6 +11,8 @@ from negdiag_param import (
     register_negative_diagonal,
     remove_negative_diagonal,
 )
+from tests.asserts import assert_negative, assert_only_diagonal_differs, assert_same_bits
+from tests.cases import DTYPES, LAYERS, MAPS, MARGINS, Raw, grouped
 
 
 @pytest.mark.parametrize("margin", MARGINS)
@@ -49,7 +49,7 @@ def test_registered_layers_train_and_stay_negative(layer, map_, dtype):
     case = LAYERS[layer]
     torch.manual_seed(0)
     module = case.make().to(dtype)
-    optimizer = torch.optim.SGD([p for p in module.parameters()], lr=0.02)
+    optimizer = torch.optim.SGD(list(module.parameters()), lr=0.02)
     register_negative_diagonal(module, case.tensor_name, map=MAPS[map_], **case.options)
     for _ in range(3):
         optimizer.zero_grad()
@@ -237,7 +237,7 @@ def test_memory_format_is_kept():
 def test_infeasible_policies_on_assignment():
     value = torch.tensor([[1.0, 0.0], [0.0, -1.0]])
     layer = register_negative_diagonal(nn.Linear(2, 2))
-    with pytest.warns(UserWarning, match=r"weight: .* 1 of 2 entries .* largest 1; .* reflected"):
+    with pytest.warns(UserWarning, match=r"weight: .* 1 of 2 entries .* largest 1, torch.float32; .* reflected"):
         layer.weight = value
     torch.testing.assert_close(layer.weight.detach(), -torch.eye(2))
     layer = register_negative_diagonal(nn.Linear(2, 2), infeasible="reflect")

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import fully_shard
 
 from negdiag_param import plain_state_dict, register_negative_diagonal
 from tests.distributed.ranks import Check
-from tests.distributed.training import batch, make, registered, sharded, train, weights, whole
+from tests.distributed.training import batch, make, registered, sharded, weights, whole
 
 FULL = StateDictOptions(full_state_dict=True)
 

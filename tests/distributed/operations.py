@@ -12,7 +12,6 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
-from torch.nn.utils import parametrize
 
 from negdiag_param import (
     NegativeDiagonal,
@@ -189,7 +188,7 @@ def strided_shards_have_parity(_: Path) -> None:
         expected = shard_strided(parametrization(x), mesh, placements)
         assert found.placements == placements
         assert found.to_local().equal(expected.to_local())
-    with pytest.raises(ValueError, match="weight: expected dimension 0 of .* divisible by"):
+    with pytest.raises(ValueError, match=r"weight: expected dimension 0 of .* divisible by"):
         parametrization(shard_strided(torch.randn(13, 13), mesh, placements))
 
 

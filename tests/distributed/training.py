@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import (
@@ -113,8 +113,8 @@ def refused(
 
 
 def ddp_trains(_: Path) -> None:
-    for map in MAPS:
-        alone, model = registered(map), registered(map)
+    for name in MAPS:
+        alone, model = registered(name), registered(name)
         replicas = DistributedDataParallel(model)
         train(alone, split=False)
         train(replicas, split=True)
@@ -154,8 +154,8 @@ def sharded(with_diagonal: bool = True, map: str = "exp", **options: object) -> 
 
 
 def fsdp_trains(_: Path) -> None:
-    for map in MAPS:
-        alone, model = registered(map), sharded(map=map)
+    for name in MAPS:
+        alone, model = registered(name), sharded(map=name)
         train(alone, split=False)
         train(model, split=True)
         assert isinstance(model[0].parametrizations.weight.original, DTensor)
@@ -165,8 +165,8 @@ def fsdp_trains(_: Path) -> None:
 def fsdp_trains_in_mixed_precision(_: Path) -> None:
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     seen = []
-    for map in MAPS:
-        model = sharded(map=map, mp_policy=policy)
+    for name in MAPS:
+        model = sharded(map=name, mp_policy=policy)
         hook = model[0].register_forward_pre_hook(lambda layer, _: seen.append(layer.weight))
         before = train(model, split=True, steps=1)
         after = train(model, split=True, steps=40)
@@ -240,26 +240,30 @@ def fsdp_gathered_weight_is_not_assigned(_: Path) -> None:
 
 
 def fsdp_is_never_cached(_: Path) -> None:
-    model = register_negative_diagonal(make(), "*.weight", cache_in_eval=True)
+    model = register_negative_diagonal(make(), "*.weight", cache_in_eval=True).eval()
     for layer in (model[0], model[2], model):
-        fully_shard(layer, reshard_after_forward=False)
-    model.eval()
+        fully_shard(layer)
     x = batch()[0]
-    with torch.no_grad():
-        first = model(x)
-        model.reshard()
+
+    def step() -> None:
         for layer in (model[0], model[2]):
             layer.reshard()
-            layer.weight = 2 * whole(layer.weight)
-        second = model(x)
-        expected = make()
-        expected.load_state_dict({k: whole(v) for k, v in plain_state_dict(model).items()})
-        torch.testing.assert_close(second, expected(x))
-        assert not second.allclose(first)
-        model.reshard()
+            layer.parametrizations.weight.original.sub_(0.25)
+
+    def assert_fresh() -> None:
+        alone = make()
+        alone.load_state_dict({k: whole(v) for k, v in plain_state_dict(model).items()})
+        torch.testing.assert_close(model(x), alone(x))
+
+    with torch.no_grad():
+        assert_fresh()
+        step()
+        assert_fresh()
         with parametrize.cached():
-            assert isinstance(model[0].weight, Tensor)
-            torch.testing.assert_close(model(x), second)
+            assert isinstance(model[0].weight, DTensor)
+            assert_fresh()
+            step()
+            assert_fresh()
 
 
 def fsdp_initialises(_: Path) -> None:
@@ -313,8 +317,8 @@ def parallel(with_diagonal: bool = True, map: str = "exp") -> nn.Sequential:
 
 
 def tp_trains(_: Path) -> None:
-    for map in MAPS:
-        alone, model = registered(map, EVEN), parallel(map=map)
+    for name in MAPS:
+        alone, model = registered(name, EVEN), parallel(map=name)
         for ours, theirs in zip(weights(model), weights(alone), strict=True):
             assert ours.equal(theirs)
         train(alone, split=False)
@@ -417,8 +421,8 @@ def sharded_twice(with_diagonal: bool = True, map: str = "exp") -> nn.Sequential
 
 
 def fsdp_over_tp_trains(_: Path) -> None:
-    for map in MAPS:
-        alone, model = registered(map, EVEN), sharded_twice(map=map)
+    for name in MAPS:
+        alone, model = registered(name, EVEN), sharded_twice(map=name)
         train(alone, split=False)
         train(model, split=grid()["dp"])
         assert_trained_alike(model, alone, 1e-6)
