@@ -1,5 +1,6 @@
 """Where the diagonal of a weight lies, as a view of it. Nothing here knows signs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,28 +51,35 @@ class Diagonal:
         return blocked.diagonal_scatter(values, self.offset, row, column).view(tensor.shape)
 
     def replaced(self, tensor: Tensor, values: Tensor) -> Tensor:
-        """A copy of ``tensor`` with ``values`` on the diagonal, without any in-place write.
-
-        Exporters drop or misplace writes through a diagonal view; this one form survives all
-        of them. It costs a mask of the tensor's size.
-        """
+        """As :meth:`scattered`, without any in-place write and with a mask of the tensor's size."""
         dims = self.resolved(tensor.ndim)
         if not dims:
             return values
         blocked, row, column = self._blocked(tensor, dims)
-        rows, columns = blocked.shape[row], blocked.shape[column]
-        on_diagonal = _steps(blocked, row) == _steps(blocked, column)
         if self.taps == "center":
-            kernel = [d for d in range(self.blocks > 1, blocked.ndim) if d not in (row, column)]
-            for dim in kernel:
-                center = (blocked.shape[dim] - 1) // 2
-                on_diagonal = on_diagonal & (_steps(blocked, dim) == center)
-                values = values.unsqueeze(dim - (dim > row) - (dim > column))
+            for dim in range(self.blocks > 1, blocked.ndim):
+                if dim not in (row, column):
+                    values = values.unsqueeze(dim - (dim > row) - (dim > column))
         # Lay the values along the shorter of the two matrix dims, to broadcast over the other.
-        # Not movedim(-1): the legacy ONNX exporter takes it for a permutation.
-        along, across = (row, column) if rows <= columns else (column, row)
-        values = values.movedim(values.ndim - 1, along - (across < along)).unsqueeze(across)
-        return torch.where(on_diagonal, values, blocked).reshape(tensor.shape)
+        along, across = _shorter_first(blocked, row, column)
+        values = values.movedim(-1, along - (across < along)).unsqueeze(across)
+        return torch.where(self._mask(blocked, row, column), values, blocked).reshape(tensor.shape)
+
+    def exported(self, tensor: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
+        """A copy of ``tensor`` with ``value`` of its diagonal there, for exporters and tracers.
+
+        They drop or misplace writes through a diagonal view, and the legacy ONNX exporter forgets
+        the shape of what it reads through one.
+        """
+        dims = self.resolved(tensor.ndim)
+        if not dims:
+            return value(tensor)
+        blocked, row, column = self._blocked(tensor, dims)
+        mask = self._mask(blocked, row, column)
+        # Along the longer of the two matrix dims, a diagonal entry is all that the mask leaves.
+        across = _shorter_first(blocked, row, column)[1]
+        entries = blocked.masked_fill(~mask, 0).sum(across, keepdim=True)
+        return torch.where(mask, value(entries), blocked).reshape(tensor.shape)
 
     def resolved(self, ndim: int) -> tuple[int, ...]:
         """``dims`` as non-negative numbers, for a tensor of ``ndim`` dimensions."""
@@ -109,6 +117,19 @@ class Diagonal:
         shape[row : row + 1] = [self.blocks, shape[row] // self.blocks]
         # view, not unflatten: gradcheck's batched mode has no rule for unflatten.
         return tensor.view(shape), row + 1, column + (column > row)
+
+    def _mask(self, blocked: Tensor, row: int, column: int) -> Tensor:
+        """Where the diagonal entries are, to broadcast against ``blocked``."""
+        mask = _steps(blocked, row) == _steps(blocked, column)
+        if self.taps == "center":
+            for dim in range(self.blocks > 1, blocked.ndim):
+                if dim not in (row, column):
+                    mask = mask & (_steps(blocked, dim) == (blocked.shape[dim] - 1) // 2)
+        return mask
+
+
+def _shorter_first(blocked: Tensor, row: int, column: int) -> tuple[int, int]:
+    return (row, column) if blocked.shape[row] <= blocked.shape[column] else (column, row)
 
 
 def _steps(tensor: Tensor, dim: int) -> Tensor:

@@ -43,7 +43,7 @@ class Rule(Protocol):
 def constrain(original: Tensor, diagonal: Diagonal, rule: Rule) -> Tensor:
     """A copy of ``original`` whose diagonal is mapped by ``rule``."""
     if torch.compiler.is_exporting() or torch.jit.is_tracing():
-        return diagonal.replaced(original, rule.value(diagonal.view(original)))
+        return diagonal.exported(original, rule.value)
     if not rule.has_slope or _is_transformed(original):
         return diagonal.scattered(original, mapped(diagonal.view(original), rule))
     if original.requires_grad and torch.is_grad_enabled():

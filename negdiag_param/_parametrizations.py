@@ -289,7 +289,11 @@ class NegativeDiagonal(nn.Module):
         return snapshot.weight
 
     def _limits_in(self, dtype: torch.dtype) -> Limits:
-        limits = self._limits.get(dtype)
+        if dtype not in FLOAT_DTYPES:
+            raise TypeError(
+                f"{self.tensor_name}: expected float16, bfloat16, float32 or float64, got {dtype}"
+            )
+        limits = self._limits[dtype]
         if limits is None:
             raise ValueError(
                 f"{self.tensor_name}: expected a margin that {dtype} can keep clear of its "

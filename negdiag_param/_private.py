@@ -57,4 +57,4 @@ def is_managed_by_fsdp(module: nn.Module) -> bool:
 
     Dynamo reads this mark too.
     """
-    return getattr(module, "_is_fsdp_managed_module", False) is True
+    return vars(module).get("_is_fsdp_managed_module", False) is True

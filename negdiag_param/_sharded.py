@@ -7,7 +7,7 @@ where a shard cuts through ``blocks``, and more for strided placements.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -44,9 +44,9 @@ class Part(Diagonal):
         """A copy of the shard with ``values`` on the diagonal, differentiable in every mode."""
         return self._scattered(tensor, values, 0)
 
-    def replaced(self, tensor: Tensor, values: Tensor) -> Tensor:
+    def exported(self, tensor: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
         """As :meth:`scattered`: no exporter that needs another form takes distributed tensors."""
-        return self.scattered(tensor, values)
+        return self.scattered(tensor, value(self.view(tensor)))
 
     def _scattered(self, tensor: Tensor, values: Tensor, dim: int) -> Tensor:
         if dim == len(self.box):
