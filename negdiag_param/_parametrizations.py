@@ -387,7 +387,7 @@ class SignFlipDiagonal(NegativeDiagonal):
 
     In plain words: the original is the weight as long as that is feasible, bit for bit; beyond
     the boundary it counts as its mirror image. The slope is 1 or -1 and never 0, also at the
-    boundary. Weight decay pulls the entries to the boundary.
+    boundary. Weight decay pulls the entries to -2 margin, the boundary if that is zero.
 
     Shape, initial value, Args and Raises: see :class:`NegativeDiagonal`.
 

@@ -45,6 +45,16 @@ def test_readme_code(tmp_path, monkeypatch):
         exec(compile(block, "README.md", "exec"), namespace)
 
 
+def test_readme_shows_the_distributed_example_as_it_is():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    script = (ROOT / "tests/distributed/train_fsdp2.py").read_text(encoding="utf-8")
+    shown = re.search(
+        r"<!-- tests/distributed/train_fsdp2.py -->\n```py\n(.*?)```", text, re.DOTALL
+    )
+    assert shown
+    assert shown[1] == script[script.index("import argparse") :]
+
+
 def test_the_changelog_knows_the_version():
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"## [{negdiag_param.__version__}]" in text
