@@ -35,6 +35,10 @@ class Rule(Protocol):
         """The mapped diagonal and its derivative, in the dtype that arithmetic runs in."""
         ...
 
+    def slope(self, original: Tensor) -> Tensor:
+        """The derivative, differentiable by autograd."""
+        ...
+
     def smooth(self, original: Tensor) -> Tensor:
         """A finite function with the derivatives of the map, to any order."""
         ...
@@ -87,7 +91,7 @@ class _Fused(torch.autograd.Function):
         if torch.is_grad_enabled():
             # A second derivative needs the slope as a function of the original.
             (original,) = ctx.saved_tensors
-            slope = ctx.rule.value_and_slope(diagonal.view(original))[1]
+            slope = ctx.rule.slope(diagonal.view(original))
         grad = grad.clone()
         diagonal.view(grad).mul_(slope)
         return grad, None, None

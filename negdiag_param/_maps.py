@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+_ONE = torch.ones((), dtype=torch.float32, device="cpu")
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -125,7 +126,8 @@ class Softplus(ScalarMap):
         return -limits.margin - positive if limits.margin else positive.neg()
 
     def slope(self, x: Tensor, value: Tensor, limits: Limits) -> Tensor:
-        return x.sigmoid().neg()
+        # -sigmoid(x) = 1 / (1 + exp(x)) - 1 = exp(-softplus(x)) - 1, which costs one pass less
+        return x.sigmoid().neg() if limits.margin else value.expm1()
 
     def smooth(self, x: Tensor, limits: Limits) -> Tensor:
         return F.softplus(x, threshold=40.0).neg()
@@ -147,21 +149,22 @@ class SignFlip(ScalarMap):
     def value(self, x: Tensor, limits: Limits) -> Tensor:
         if not limits.margin:
             return x.abs().neg()
-        return torch.where(self._outside(x, limits), -2.0 * limits.margin - x, x)
+        return torch.where(x > self._corner(limits), -2.0 * limits.margin - x, x)
 
     def slope(self, x: Tensor, value: Tensor, limits: Limits) -> Tensor:
-        return torch.where(self._outside(x, limits), -1.0, 1.0)
+        # At the corner itself the difference is +0.0, whose sign is the feasible side's: there
+        # an entry is never stuck.
+        return torch.copysign(_ONE, self._corner(limits) - x)
 
     def smooth(self, x: Tensor, limits: Limits) -> Tensor:
-        return torch.where(self._outside(x, limits), -x, x)
-
-    @staticmethod
-    def _outside(x: Tensor, limits: Limits) -> Tensor:
-        # Zero counts as inside, so that its slope is not zero: there an entry is never stuck.
-        return x > (limits.bound if limits.margin else 0.0)
+        return torch.where(x > self._corner(limits), -x, x)
 
     def inverse(self, value: Tensor, limits: Limits) -> Tensor:
         return value
+
+    @staticmethod
+    def _corner(limits: Limits) -> float:
+        return limits.bound if limits.margin else 0.0
 
 
 def _distance(value: Tensor, limits: Limits) -> Tensor:

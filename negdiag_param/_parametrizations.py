@@ -197,12 +197,20 @@ class NegativeDiagonal(nn.Module):
 
     def value_and_slope(self, original: Tensor) -> tuple[Tensor, Tensor]:
         """The mapped diagonal and its derivative, in the dtype that arithmetic runs in."""
+        closed_form = self.closed_form
+        assert closed_form is not None
+        limits = self._limits_in(original.dtype)
+        x = widened(original)
+        value = closed_form.value(x, limits)
+        slope = closed_form.slope(x, value, limits)
+        return value.clamp_(limits.lowest, limits.bound), slope
+
+    def slope(self, original: Tensor) -> Tensor:
+        """The derivative, differentiable by autograd."""
         assert self.closed_form is not None
         limits = self._limits_in(original.dtype)
         x = widened(original)
-        value = self.closed_form.value(x, limits)
-        slope = self.closed_form.slope(x, value, limits)
-        return value.clamp(limits.lowest, limits.bound), slope
+        return self.closed_form.slope(x, self.closed_form.value(x, limits), limits)
 
     def smooth(self, original: Tensor) -> Tensor:
         """A finite function with the derivatives of the map, to any order."""
@@ -289,17 +297,17 @@ class NegativeDiagonal(nn.Module):
         return snapshot.weight
 
     def _limits_in(self, dtype: torch.dtype) -> Limits:
+        limits = self._limits.get(dtype)
+        if limits is not None:
+            return limits
         if dtype not in FLOAT_DTYPES:
             raise TypeError(
                 f"{self.tensor_name}: expected float16, bfloat16, float32 or float64, got {dtype}"
             )
-        limits = self._limits[dtype]
-        if limits is None:
-            raise ValueError(
-                f"{self.tensor_name}: expected a margin that {dtype} can keep clear of its "
-                f"largest value, got margin={self.margin}"
-            )
-        return limits
+        raise ValueError(
+            f"{self.tensor_name}: expected a margin that {dtype} can keep clear of its largest "
+            f"value, got margin={self.margin}"
+        )
 
     def inverse_entries(self, entries: Tensor, infeasible: Infeasible) -> Tensor:
         """The original diagonal that gives ``entries``, after the policy for infeasible ones."""
