@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_ONE = torch.ones((), dtype=torch.float32, device="cpu")
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -152,9 +151,8 @@ class SignFlip(ScalarMap):
         return torch.where(x > self._corner(limits), -2.0 * limits.margin - x, x)
 
     def slope(self, x: Tensor, value: Tensor, limits: Limits) -> Tensor:
-        # At the corner itself the difference is +0.0, whose sign is the feasible side's: there
-        # an entry is never stuck.
-        return torch.copysign(_ONE, self._corner(limits) - x)
+        # The corner itself has the slope of the feasible side: there an entry is never stuck.
+        return torch.where(x > self._corner(limits), -1.0, 1.0)
 
     def smooth(self, x: Tensor, limits: Limits) -> Tensor:
         return torch.where(x > self._corner(limits), -x, x)
