@@ -200,7 +200,7 @@ def _tensor_property(tensor_name: str) -> property:
         chain: Any = lists._modules[tensor_name]
         if not torch.compiler.is_compiling():
             cache = _private.cached_block()
-            if cache is not None and not _sharded.is_in_motion(chain):
+            if cache is not None:
                 return _cached(cache, chain, tensor_name)
             if nn.Module.__call__ is _MODULE_CALL:
                 return _evaluated(chain)
@@ -236,13 +236,22 @@ def _cached(cache: Any, chain: Any, tensor_name: str) -> Tensor:
     Raises:
         RuntimeError: while tracing, as in PyTorch.
     """
-    if torch.jit.is_tracing():
-        raise RuntimeError("Cannot trace a model while caching parametrizations.")
-    if _private.function_transforms_active() or torch.compiler.is_exporting():
-        return chain()  # type: ignore[no-any-return]
     key = (chain, tensor_name)
     entry = cache.get(key)
     with_grad = torch.is_grad_enabled()
+    if isinstance(entry, Snapshot) and (entry.weight.requires_grad or not with_grad):
+        # The short way for every reading but the first.
+        original = chain._parameters.get("original")
+        if original is not None and entry.is_fresh(original):
+            return entry.weight
+    if torch.jit.is_tracing():
+        raise RuntimeError("Cannot trace a model while caching parametrizations.")
+    if (
+        _private.function_transforms_active()
+        or torch.compiler.is_exporting()
+        or _sharded.is_in_motion(chain)
+    ):
+        return chain()  # type: ignore[no-any-return]
     if not chain.is_tensor or not Snapshot.supports(chain.original):
         if not isinstance(entry, Tensor) or (with_grad and not entry.requires_grad):
             entry = cache[key] = chain()

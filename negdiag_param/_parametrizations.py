@@ -115,8 +115,11 @@ class NegativeDiagonal(nn.Module):
     def forward(self, original: Tensor) -> Tensor:
         """The weight for an unconstrained ``original`` of the same shape and dtype."""
         if self.cache_in_eval and not torch.compiler.is_compiling():
+            snapshot = self._snapshot  # read once: another thread may drop it
             if torch.is_grad_enabled() or self.training:
                 self._snapshot = None
+            elif snapshot is not None and snapshot.is_fresh(original):
+                return snapshot.weight
             elif Snapshot.supports(original) and not _sharded.is_in_motion(self):
                 return self._remembered(original)
         return self._constrained(original)
@@ -286,14 +289,12 @@ class NegativeDiagonal(nn.Module):
         return _kernel.constrain(original, self.diagonal, self)
 
     def _remembered(self, original: Tensor) -> Tensor:
-        snapshot = self._snapshot
-        if snapshot is None or not snapshot.is_fresh(original):
-            # The state of the original is taken before it is read: if another thread writes in
-            # between, the snapshot is stale from the start and the next reader makes its own.
-            snapshot = Snapshot(original)
-            with torch.inference_mode(False), torch.no_grad():
-                snapshot.keep(self._constrained(original))
-            self._snapshot = snapshot
+        # The state of the original is taken before it is read: if another thread writes in
+        # between, the snapshot is stale from the start and the next reader makes its own.
+        snapshot = Snapshot(original)
+        with torch.inference_mode(False), torch.no_grad():
+            snapshot.keep(self._constrained(original))
+        self._snapshot = snapshot
         return snapshot.weight
 
     def _limits_in(self, dtype: torch.dtype) -> Limits:

@@ -23,11 +23,15 @@ class Snapshot:
         self._weight_version = weight._version
 
     def is_fresh(self, original: Tensor) -> bool:
-        """Whether ``weight`` is still what ``original`` maps to."""
+        """Whether ``weight`` is still what ``original`` maps to, and may stand for it.
+
+        A trace must not: it would keep the weight as a constant.
+        """
         return (
             self._original is original
             and self._of == _state(original)
             and self._weight_version == self.weight._version
+            and not torch.jit.is_tracing()
         )
 
     @staticmethod
