@@ -95,6 +95,7 @@ class NegativeDiagonal(nn.Module):
         self.hook: RemovableHandle | None = None
         self._limits = {dtype: Limits.of(dtype, self.margin) for dtype in FLOAT_DTYPES}
         self._snapshot: Snapshot | None = None
+        self._registering = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -139,7 +140,9 @@ class NegativeDiagonal(nn.Module):
         self.check(weight)
         self._snapshot = None
         with torch.no_grad():
-            original = weight.detach().clone(memory_format=_memory_format(weight))
+            # A registration keeps the strides of the layer, not those of an assigned view.
+            layout = torch.preserve_format if self._registering else _memory_format(weight)
+            original = weight.detach().clone(memory_format=layout)
             local, parts = _sharded.local(original, self.diagonal, self.tensor_name)
             for diagonal in parts:
                 entries = diagonal.view(local)
@@ -254,13 +257,13 @@ class NegativeDiagonal(nn.Module):
         return f"expected a checkpoint of {expected.strip()}, found one of {found.strip()}"
 
     @contextmanager
-    def policy(self, infeasible: Infeasible) -> Iterator[None]:
-        """Another ``infeasible`` for the time of a registration."""
-        previous, self.infeasible = self.infeasible, infeasible
+    def registering(self) -> Iterator[None]:
+        """The time of a registration: reflects silently and keeps the strides of the layer."""
+        previous, self.infeasible, self._registering = self.infeasible, self.silently, True
         try:
             yield
         finally:
-            self.infeasible = previous
+            self.infeasible, self._registering = previous, False
 
     def train(self, mode: bool = True) -> "NegativeDiagonal":
         """As for every module; in addition drops the cached weight."""
@@ -419,7 +422,7 @@ class TransformDiagonal(NegativeDiagonal):
 
     def __init__(self, transform: torch.distributions.Transform, **options: Any) -> None:
         super().__init__(**options)
-        self.transform = transform
+        self.transform = _uncached(transform)
 
     def map(self, x: Tensor) -> Tensor:
         """The transform itself."""
@@ -433,6 +436,13 @@ class TransformDiagonal(NegativeDiagonal):
     def map_name(self) -> str:
         """The transform as it prints itself, on one line."""
         return " ".join(repr(self.transform).split())
+
+
+def _uncached(transform: torch.distributions.Transform) -> torch.distributions.Transform:
+    """The transform without its memory of the last tensors, which no copy could take along."""
+    if isinstance(transform, torch.distributions.ComposeTransform):
+        return torch.distributions.ComposeTransform([_uncached(part) for part in transform.parts])
+    return cast(torch.distributions.Transform, transform.with_cache(0))
 
 
 def _memory_format(tensor: Tensor) -> torch.memory_format:

@@ -286,7 +286,7 @@ def _register(target: Target, parametrization: NegativeDiagonal) -> None:
     _, owner, tensor_name = target
     value = target.tensor.detach()
     chained = parametrize.is_parametrized(owner, tensor_name)
-    with parametrization.policy(parametrization.silently):
+    with parametrization.registering():
         parametrize.register_parametrization(owner, tensor_name, parametrization)
         _attachment.attach(owner)
         if chained:

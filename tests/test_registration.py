@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributions import AffineTransform, ComposeTransform, SoftplusTransform
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
@@ -232,6 +233,25 @@ def test_memory_format_is_kept():
         assert tensor.is_contiguous(memory_format=torch.channels_last)
     conv.weight = -conv.weight.detach().abs().contiguous()
     assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_strides_of_a_transposed_parameter_are_kept():
+    module = nn.Module()
+    module.weight = nn.Parameter(torch.randn(6, 4).T)
+    register_negative_diagonal(module)
+    assert module.weight.stride() == module.parametrizations.weight.original.stride() == (1, 4)
+    module.weight = -torch.rand(4, 6) - 0.1
+    assert module.weight.stride() == (1, 4)
+    remove_negative_diagonal(module)
+    assert module.weight.stride() == (1, 4)
+
+
+def test_a_transform_with_a_memory_can_be_copied():
+    softplus = SoftplusTransform(cache_size=1)
+    negated = ComposeTransform([softplus, AffineTransform(0.0, -1.0)], cache_size=1)
+    layer = register_negative_diagonal(nn.Linear(3, 3), map=negated)
+    layer(torch.randn(2, 3)).sum().backward()
+    assert_same_bits(copy.deepcopy(layer).weight, layer.weight)
 
 
 def test_infeasible_policies_on_assignment():
