@@ -190,9 +190,7 @@ def _template(map: object, options: dict[str, Any]) -> NegativeDiagonal:
     given = {name: value for name, value in options.items() if value is not None}
     if isinstance(map, str):
         if map not in MAPS:
-            raise ValueError(
-                f"map: expected one of {', '.join(map_ for map_ in MAPS)}, got {map!r}"
-            )
+            raise ValueError(f"map: expected one of {', '.join(MAPS)}, got {map!r}")
         return MAPS[map](**given)
     if isinstance(map, type) and issubclass(map, NegativeDiagonal):
         return map(**given)
