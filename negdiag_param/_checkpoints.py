@@ -4,6 +4,7 @@ from collections import OrderedDict
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -56,9 +57,11 @@ def plain_state_dict(model: nn.Module) -> "OrderedDict[str, Any]":
                     f"{dot}{tensor_name}: expected no other parametrization beside the negative "
                     f"diagonal, found {_attachment.chain(owner, tensor_name)}"
                 )
-            original = state.pop(f"{chain}.original")
-            state.pop(f"{chain}.0._extra_state")
-            entries[f"{dot}{tensor_name}"] = parametrization(original)
+            original = state[f"{chain}.original"]
+            for key in [key for key in state if key.startswith(f"{chain}.")]:
+                del state[key]  # a map of the user's may have parameters of its own
+            with torch.no_grad():
+                entries[f"{dot}{tensor_name}"] = parametrization(original)
         orders = [[f"{dot}{name}" for name in p.order] for p in mine.values()]
         _attachment.in_order(entries, *orders)
         plain.update(entries)

@@ -100,6 +100,9 @@ class Exp(ScalarMap):
 
     def slope(self, x: Tensor, value: Tensor, limits: Limits) -> Tensor:
         # Not value + margin, which is inexact where the margin is the larger part.
+        if torch.is_grad_enabled() and x.requires_grad:
+            # Capped before exp: the second derivative of an infinite exp would be NaN.
+            return x.clamp(max=log(limits.steepest)).exp().neg()
         slope = x.exp().neg() if limits.margin else value
         return slope.clamp(min=-limits.steepest)
 

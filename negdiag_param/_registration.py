@@ -131,7 +131,7 @@ def register_negative_diagonal(
     }
     found = _targets.targets(module, tensor_name)
     template = _template(map, options)
-    if _targets.is_pattern(tensor_name) and template.diagonal.dims is None:
+    if _targets.is_pattern(module, tensor_name) and template.diagonal.dims != ():
         found = [target for target in found if _ndim(target) > 1]
         if not found:
             _targets.refuse_no_match(module, tensor_name, "a diagonal")
@@ -232,7 +232,7 @@ def _planned(target: Target, template: NegativeDiagonal, blocks: int | None) -> 
             f"dimensions, got none; shape {tuple(tensor.shape)}, {tensor.dtype}"
         )
     dims = diagonal.resolved(tensor.ndim) if diagonal.dims is None else diagonal.dims
-    if blocks is None and diagonal.blocks == 1 and dims:
+    if blocks is None and diagonal.blocks == 1 and tensor.ndim > 1 and _on_rows(dims, tensor.ndim):
         blocks = _inferred_blocks(owner, tensor_name)
     parametrization.diagonal = Diagonal(dims, blocks or diagonal.blocks, diagonal.taps)
     parametrization.check(tensor)
@@ -267,6 +267,11 @@ def _inferred_blocks(owner: nn.Module, tensor_name: str) -> int:
     if tensor_name.startswith("weight_hh"):
         return next((gates for cls, gates in _GATES if isinstance(owner, cls)), 1)
     return 1
+
+
+def _on_rows(dims: tuple[int, ...], ndim: int) -> bool:
+    """Whether ``dims`` are the two that groups and gates are stacked along."""
+    return tuple(dim % ndim for dim in dims) == (0, 1)
 
 
 def _check_center(owner: Any, name: str) -> None:

@@ -31,7 +31,7 @@ def targets(module: nn.Module, tensor_name: str) -> list[Target]:
     if not isinstance(tensor_name, str):
         raise TypeError(f"tensor_name: expected a string, got {type(tensor_name).__name__}")
     everything = list(_tensors(module))
-    if is_pattern(tensor_name):
+    if is_pattern(module, tensor_name):
         buffers = {id(buffer) for buffer in module.buffers()}
         found = [
             target
@@ -56,7 +56,7 @@ def registered(model: nn.Module) -> Iterator[Target]:
 def registered_targets(module: nn.Module, tensor_name: str) -> list[Target]:
     """The tensors that ``tensor_name`` means among those that carry our parametrization."""
     found = targets(module, tensor_name)
-    if is_pattern(tensor_name):
+    if is_pattern(module, tensor_name):
         found = [t for t in found if _attachment.find(t.owner, t.tensor_name)]
         if not found:
             refuse_no_match(module, tensor_name, "a negative diagonal")
@@ -86,9 +86,11 @@ def check_untied(module: nn.Module, found: list[Target]) -> None:
                     )
 
 
-def is_pattern(tensor_name: str) -> bool:
-    """Whether a name is a shell-style pattern."""
-    return any(character in tensor_name for character in "*?[")
+def is_pattern(module: nn.Module, tensor_name: str) -> bool:
+    """Whether a name is a shell-style pattern, and not just the name of a tensor."""
+    return any(character in tensor_name for character in "*?[") and all(
+        target.name != tensor_name for target in _tensors(module)
+    )
 
 
 def refuse_no_match(module: nn.Module, tensor_name: str, wanted: str = "") -> NoReturn:
