@@ -1,15 +1,15 @@
 """Negative diagonals for PyTorch weights, throughout training."""
 
-from negdiag_param._checkpoints import plain_state_dict
-from negdiag_param._initialisers import init_
-from negdiag_param._monitoring import negative_diagonals
-from negdiag_param._parametrizations import (
-    NegativeDiagonal,
+from negdiag_param._doors.diagonals import negative_diagonals
+from negdiag_param._doors.init import init_
+from negdiag_param._doors.register import register_negative_diagonal, remove_negative_diagonal
+from negdiag_param._life.checkpoints import plain_state_dict
+from negdiag_param._parametrizations.base import NegativeDiagonal
+from negdiag_param._parametrizations.ready import (
     NegExpDiagonal,
     NegSoftplusDiagonal,
     SignFlipDiagonal,
 )
-from negdiag_param._registration import register_negative_diagonal, remove_negative_diagonal
 
 __all__ = [
     "NegExpDiagonal",

@@ -1,45 +1,102 @@
-"""Imports point one way, and only the facade is public."""
+"""Five storeys, arrows down only: what a room needs stands below it, or beside it in its storey."""
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 import negdiag_param
 
 PACKAGE = Path(negdiag_param.__file__).parent
+# From the top. A room may import from its own storey and from those below.
+STOREYS = ("_doors", "_life", "_parametrizations", "_ranks", "_maths", "ground")
+GROUND = {"_torch_private", "_callers"}
+ROOMS = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in PACKAGE.rglob("*.py")
+}
+
+
+def storey(room: str) -> str:
+    return "ground" if room in GROUND else room.partition(".")[0]
 
 
 def imports(path: Path) -> set[str]:
+    """The rooms that a file imports; the facade is the empty name."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("negdiag_param"):
             inner = (node.module or "").partition(".")[2]
-            found |= {inner} if inner else {alias.name for alias in node.names}
+            rooms = {f"{inner}.{alias.name}".strip(".") for alias in node.names} & ROOMS.keys()
+            found |= rooms or {inner}
     return found
 
 
-ROOMS = {path.stem: imports(path) for path in PACKAGE.glob("*.py")}
-DOORS = {"__init__", "__main__"}
+def climbs(room: str, imported: set[str]) -> Iterator[str]:
+    """Those of the imports that lead upwards, or out of the house."""
+    for other in imported:
+        inside = storey(other) in STOREYS
+        if not inside or STOREYS.index(storey(other)) < STOREYS.index(storey(room)):
+            yield other
+
+
+HOUSE = sorted(room for room in ROOMS if storey(room) in STOREYS)
+
+
+@pytest.mark.parametrize("room", HOUSE)
+def test_no_import_climbs(room):
+    assert not list(climbs(room, imports(ROOMS[room])))
+
+
+def test_a_climbing_import_would_be_found(tmp_path):
+    room = tmp_path / "limits.py"
+    room.write_text("from negdiag_param._life import lookup\nfrom negdiag_param import init_\n")
+    assert sorted(climbs("_maths.limits", imports(room))) == ["", "_life.lookup"]
+
+
+def test_no_circle_within_a_storey():
+    left = {room: imports(ROOMS[room]) & set(HOUSE) for room in HOUSE}
+    while left:
+        ready = [room for room, needs in left.items() if not needs & left.keys()]
+        assert ready, f"a circle among {sorted(left)}"
+        for room in ready:
+            del left[room]
+
+
+def test_the_demo_is_a_user_of_the_facade():
+    for room, path in ROOMS.items():
+        if storey(room) in ("_demo", "__main__"):
+            assert {storey(other) for other in imports(path)} <= {"", "_demo"}, room
 
 
 def test_maps_and_diagonals_know_nothing_of_each_other():
-    assert not ROOMS["_maps"]
-    assert not ROOMS["_diagonal"]
+    assert imports(ROOMS["_maths.diagonal"]) == set()
+    assert imports(ROOMS["_maths.maps"]) == {"_maths.limits"}
 
 
-def test_nothing_inside_imports_the_facade():
-    inside = {room: found for room, found in ROOMS.items() if room not in DOORS}
-    for room, found in inside.items():
-        assert found <= set(ROOMS) - DOORS or room == "_hudson_bay", (room, found)
+def test_every_room_is_in_the_house():
+    others = {room for room in ROOMS if storey(room) not in (*STOREYS, "_demo")}
+    assert others == {"__init__", "__main__"}
 
 
-def test_imports_point_one_way():
-    order: list[str] = []
-    rooms = {room: found & set(ROOMS) for room, found in ROOMS.items() if room not in DOORS}
-    while rooms:
-        ready = sorted(room for room, found in rooms.items() if found <= set(order))
-        assert ready, f"a circle among {sorted(rooms)}"
-        order += ready
-        rooms = {room: found for room, found in rooms.items() if room not in ready}
+def test_rooms_are_small():
+    lengths = sorted(len(path.read_text(encoding="utf-8").splitlines()) for path in ROOMS.values())
+    assert lengths[-1] <= 200
+    assert lengths[len(lengths) // 2] < 100
+
+
+def test_private_names_of_pytorch_are_read_in_one_room():
+    allowed = {"_slotnames"}  # of copyreg
+    for room, path in ROOMS.items():
+        if room == "_torch_private":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
+                of_self = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+                assert of_self or node.attr.startswith("__") or node.attr in allowed, (
+                    f"{room}, line {node.lineno}: {node.attr}"
+                )
 
 
 def test_the_facade_is_complete():

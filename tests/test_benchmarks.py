@@ -22,6 +22,7 @@ TINY = overhead.Effort(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TFP's, of JAX
 def test_report(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(overhead, "QUICK", TINY)

@@ -15,11 +15,13 @@ import negdiag_param
 
 ROOT = Path(__file__).parent.parent
 MODULES = [
-    f"negdiag_param.{module.name}" for module in pkgutil.iter_modules(negdiag_param.__path__)
+    module.name
+    for module in pkgutil.walk_packages(negdiag_param.__path__, "negdiag_param.")
+    if not module.name.endswith("__main__")
 ]
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if not name.endswith("__main__")])
+@pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples(name):
     torch.manual_seed(0)
     public = {key: getattr(negdiag_param, key) for key in negdiag_param.__all__}
@@ -47,10 +49,8 @@ def test_readme_code(tmp_path, monkeypatch):
 
 def test_readme_shows_the_distributed_example_as_it_is():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    script = (ROOT / "tests/distributed/train_fsdp2.py").read_text(encoding="utf-8")
-    shown = re.search(
-        r"<!-- tests/distributed/train_fsdp2.py -->\n```py\n(.*?)```", text, re.DOTALL
-    )
+    script = (ROOT / "tests/ranks/train_fsdp2.py").read_text(encoding="utf-8")
+    shown = re.search(r"<!-- tests/ranks/train_fsdp2.py -->\n```py\n(.*?)```", text, re.DOTALL)
     assert shown
     assert shown[1] == script[script.index("import argparse") :]
 

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torchdiffeq import odeint
-from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
 from negdiag_param import (
     negative_diagonals,
@@ -18,11 +16,18 @@ from negdiag_param import (
     register_negative_diagonal,
     remove_negative_diagonal,
 )
+from tests.support.asserts import assert_negative
+from tests.support.tables import LEADING, NAMED
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+]
 
 
 def bert() -> nn.Module:
+    from transformers import BertConfig, BertModel
+
     config = BertConfig(
         vocab_size=17, hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
         intermediate_size=12, max_position_embeddings=8,
@@ -32,6 +37,8 @@ def bert() -> nn.Module:
 
 
 def gpt2() -> nn.Module:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
     config = GPT2Config(
         vocab_size=17, n_positions=8, n_embd=8, n_layer=2, n_head=2,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
@@ -58,6 +65,8 @@ class Solved(nn.Module):
         self.flow = Flow()
 
     def forward(self, x: Tensor) -> Tensor:
+        from torchdiffeq import odeint
+
         times = torch.linspace(0, 1, 4)
         return odeint(self.flow, x, times, method="rk4", options={"step_size": 0.25})
 
@@ -104,7 +113,7 @@ def made(model: Model) -> nn.Module:
     return model.make()
 
 
-def registered(model: Model, map="exp", **options) -> nn.Module:
+def retrofitted(model: Model, map="exp", **options) -> nn.Module:
     return register_negative_diagonal(made(model), model.pattern, map=map, **options)
 
 
@@ -120,14 +129,14 @@ def train(model: Model, module: nn.Module) -> None:
         optimizer.step()
 
 
-def assert_negative(model: Model, module: nn.Module) -> None:
+def assert_registered_and_negative(model: Model, module: nn.Module) -> None:
     diagonals = dict(negative_diagonals(module))
     assert len(diagonals) == model.count
     for name, diagonal in diagonals.items():
         owner, _, tensor_name = name.rpartition(".")
         weight = getattr(module.get_submodule(owner), tensor_name)
         assert torch.equal(weight.diagonal(), diagonal)
-        assert (diagonal < 0).all()
+        assert_negative(diagonal)
 
 
 @pytest.fixture(params=MODELS)
@@ -135,18 +144,22 @@ def model(request):
     return MODELS[request.param]
 
 
-@pytest.mark.parametrize("map", ["exp", "softplus", "sign_flip"])
+@pytest.mark.parametrize(
+    ("model", "map"),
+    [(name, LEADING) for name in MODELS] + [("ode", map_) for map_ in NAMED if map_ != LEADING],
+    indirect=["model"],
+)
 def test_train_save_and_load(model, map, tmp_path):
-    module = registered(model, map)
+    module = retrofitted(model, map)
     before = plain_state_dict(module)
     train(model, module)
-    assert_negative(model, module)
+    assert_registered_and_negative(model, module)
     after = plain_state_dict(module)
     assert list(after) == list(made(model).state_dict())
     for name, _ in negative_diagonals(module):
         assert not torch.equal(after[name], before[name])
     torch.save(module.state_dict(), tmp_path / "model.pt")
-    other = registered(model, map)
+    other = retrofitted(model, map)
     other.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
     module.eval(), other.eval()
     x = model.sample()
@@ -154,26 +167,26 @@ def test_train_save_and_load(model, map, tmp_path):
     stock = made(model).eval()
     stock.load_state_dict(after, strict=True)
     torch.testing.assert_close(model.read(stock(x)), model.read(module(x)))
-    again = registered(model, map).eval()
+    again = retrofitted(model, map).eval()
     again.load_state_dict(stock.state_dict(), strict=True)
     torch.testing.assert_close(model.read(again(x)), model.read(module(x)))
 
 
 def test_average(model):
-    module = registered(model)
+    module = retrofitted(model)
     averaged = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.5))
     averaged.update_parameters(module)
     before = plain_state_dict(averaged.module)
     train(model, module)
     assert all(torch.equal(v, before[k]) for k, v in plain_state_dict(averaged.module).items())
     averaged.update_parameters(module)
-    assert_negative(model, averaged.module)
+    assert_registered_and_negative(model, averaged.module)
     train(model, averaged.module)
-    assert_negative(model, averaged.module)
+    assert_registered_and_negative(model, averaged.module)
 
 
 def test_evaluate_from_a_cache(model):
-    module = registered(model, cache_in_eval=True).eval()
+    module = retrofitted(model, cache_in_eval=True).eval()
     x = model.sample()
     expected = model.read(module(x)).detach()
     with torch.no_grad():
@@ -190,18 +203,18 @@ def test_evaluate_from_a_cache(model):
 
 
 def test_bake(model):
-    module = registered(model).eval()
+    module = retrofitted(model).eval()
     x = model.sample()
     expected = model.read(module(x))
     baked = remove_negative_diagonal(copy.deepcopy(module), model.pattern)
     assert list(baked.state_dict()) == list(made(model).state_dict())
     assert [type(m) for m in baked.modules()] == [type(m) for m in made(model).modules()]
     torch.testing.assert_close(model.read(baked(x)), expected)
-    assert_negative(model, module)
+    assert_registered_and_negative(model, module)
 
 
 def test_export(model):
-    module = model.exported(registered(model).eval())
+    module = model.exported(retrofitted(model).eval())
     x = model.sample()
     with torch.no_grad():
         expected = model.read(module(x))
@@ -231,7 +244,9 @@ def test_gpt2_ties_its_head_to_its_embedding():
 
 
 def test_a_model_saves_itself_for_stock_code(tmp_path):
-    module = registered(MODELS["bert"]).eval()
+    from transformers import BertModel
+
+    module = retrofitted(MODELS["bert"]).eval()
     module.save_pretrained(tmp_path, state_dict=plain_state_dict(module))
     stock = BertModel.from_pretrained(tmp_path, add_pooling_layer=False).eval()
     x = tokens()
@@ -239,7 +254,7 @@ def test_a_model_saves_itself_for_stock_code(tmp_path):
 
 
 def test_generation_uses_the_mapped_weights():
-    module = registered(MODELS["gpt2"]).eval()
+    module = retrofitted(MODELS["gpt2"]).eval()
     baked = remove_negative_diagonal(copy.deepcopy(module), MODELS["gpt2"].pattern)
     arguments = {"max_new_tokens": 2, "do_sample": False, "pad_token_id": 0}
     x = tokens()

@@ -5,7 +5,6 @@ import io
 import threading
 import warnings
 
-import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -365,8 +364,10 @@ def test_a_second_registration_goes_unnoticed():
         register_negative_diagonal(register_negative_diagonal(feasible()))
 
 
+@pytest.mark.slow
 def test_the_legacy_onnx_exporter_drops_the_map():
     """Trap: an in-place write to the diagonal is not in the exported graph."""
+    import onnxruntime
 
     def exported_diagonal(layer: nn.Module) -> Tensor:
         buffer = io.BytesIO()

@@ -1,0 +1,55 @@
+"""``torch.nn.init`` functions for registered tensors."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from negdiag_param._doors import targets
+from negdiag_param._life.assign import assign_silently
+from negdiag_param._ranks import dtensor
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def init_(
+    module: M, tensor_name: str, initializer: Callable[..., Any], *args: Any, **kwargs: Any
+) -> M:
+    """Runs an initializer, such as one of ``torch.nn.init``, on a registered tensor.
+
+    In plain words: the initializer fills a plain tensor in place, and that becomes the weight;
+    diagonal entries that are not below ``-margin`` are reflected, ``d -> -|d|``. Calling the
+    initializer on ``module.weight`` itself has no effect, since that is computed anew each time.
+
+    Args:
+        module: the module that was registered, or one that contains it.
+        tensor_name: a name, a dotted name or a shell-style pattern, as for
+            :func:`register_negative_diagonal`.
+        initializer: any callable that fills the tensor given first in place.
+        *args: further arguments for ``initializer``.
+        **kwargs: keyword arguments for ``initializer``.
+
+    Returns:
+        ``module``.
+
+    Raises:
+        TypeError: if an argument is of the wrong type.
+        ValueError: if a tensor is not there or not registered, or the initializer makes a NaN, an
+            infinity or, with ``infeasible="error"``, an infeasible diagonal entry.
+
+    Example:
+        >>> layer = register_negative_diagonal(nn.Linear(3, 3))
+        >>> layer = init_(layer, "weight", nn.init.constant_, 0.5)
+        >>> print(layer.weight.detach())
+        tensor([[-0.5000,  0.5000,  0.5000],
+                [ 0.5000, -0.5000,  0.5000],
+                [ 0.5000,  0.5000, -0.5000]])
+    """
+    for target in targets.find_registered(module, tensor_name):
+        with torch.no_grad():
+            value = dtensor.whole(target.tensor).clone()
+            initializer(value, *args, **kwargs)
+            value = dtensor.agreed(value, target.stored[0])
+        assign_silently(target.owner, target.tensor_name, value)
+    return module

@@ -1,0 +1,113 @@
+"""From a target and a template to a checked parametrization, before anything changes."""
+
+import copy
+from dataclasses import replace
+from typing import Literal, TypeAlias
+
+import torch
+from torch import nn
+from torch.distributions import Transform
+from torch.nn.parameter import is_lazy
+from typing_extensions import Unpack
+
+from negdiag_param._doors import layers
+from negdiag_param._doors.targets import Target
+from negdiag_param._life import lookup
+from negdiag_param._parametrizations.base import NegativeDiagonal
+from negdiag_param._parametrizations.invert import judged
+from negdiag_param._parametrizations.options import Options, OptionsDict
+from negdiag_param._parametrizations.ready import (
+    NegExpDiagonal,
+    NegSoftplusDiagonal,
+    SignFlipDiagonal,
+)
+from negdiag_param._parametrizations.record import Record
+from negdiag_param._parametrizations.transform import TransformDiagonal
+
+MapName = Literal["exp", "softplus", "sign_flip"]
+Map: TypeAlias = MapName | type[NegativeDiagonal] | NegativeDiagonal | Transform
+
+_MAPS: dict[str, type[NegativeDiagonal]] = {
+    "exp": NegExpDiagonal,
+    "softplus": NegSoftplusDiagonal,
+    "sign_flip": SignFlipDiagonal,
+}
+
+
+def template(map: object, **options: Unpack[OptionsDict]) -> NegativeDiagonal:
+    """The parametrization that ``map`` and the options describe, for tensors of any shape.
+
+    Raises:
+        TypeError: if ``map`` is of no kind that is known, or an option of the wrong type.
+        ValueError: if ``map`` or an option is out of its range, or an instance meets options.
+    """
+    if isinstance(map, str):
+        if map not in _MAPS:
+            raise ValueError(f"map: expected one of {', '.join(_MAPS)}, got {map!r}")
+        return _MAPS[map](**options)
+    if isinstance(map, type) and issubclass(map, NegativeDiagonal):
+        return map(**options)
+    if isinstance(map, Transform):
+        return TransformDiagonal(map, **options)
+    if isinstance(map, NegativeDiagonal):
+        clash = ", ".join(Options(**options).changed())
+        if clash:
+            raise ValueError(
+                f"map: expected an instance to bring its own options, got {clash} "
+                f"beside {type(map).__name__}({map.extra_repr()})"
+            )
+        return map
+    raise TypeError(
+        f"map: expected one of {', '.join(_MAPS)}, a NegativeDiagonal class or instance, or a "
+        f"torch.distributions Transform, got {map!r}"
+    )
+
+
+def planned(target: Target, template: NegativeDiagonal) -> NegativeDiagonal:
+    """The parametrization for one tensor, which is checked and still as it was.
+
+    Raises:
+        TypeError: if the tensor or its module cannot carry one.
+        ValueError: if it carries one already, or the options do not fit it.
+    """
+    name, owner, tensor_name = target
+    if isinstance(owner, torch.jit.ScriptModule):
+        raise TypeError(f"{name}: expected a module in Python, got a {type(owner).__name__}")
+    if lookup.find(owner, tensor_name):
+        raise ValueError(f"{name}: expected a tensor not registered yet, got one that is")
+    stored = target.stored[0]
+    if is_lazy(stored):
+        raise TypeError(
+            f"{name}: expected an initialized tensor, got {type(stored).__name__}; "
+            f"run the lazy module once first"
+        )
+    with torch.no_grad():
+        tensor = target.tensor
+    parametrization = copy.deepcopy(template)
+    parametrization.record = Record(name, _order(owner))
+    parametrization.options = _fitted(template.options, target, tensor.ndim)
+    options = parametrization.options
+    judged(tensor, options.diagonal, parametrization.strict, options.at_registration, name)
+    if template.options.taps == "center":
+        layers.check_center(owner, tensor_name, name)
+    return parametrization
+
+
+def _order(owner: nn.Module) -> tuple[str, ...]:
+    # The first registration on a module still saw all of its tensors in their places.
+    return lookup.first_order(owner) or lookup.own_tensors(owner)
+
+
+def _fitted(options: Options, target: Target, ndim: int) -> Options:
+    """The options with what the layer says of dims and blocks."""
+    name, owner, tensor_name = target
+    if options.dims is None and ndim > 2 and not layers.has_kernel(owner, tensor_name):
+        tensor = target.tensor
+        raise ValueError(
+            f"{name}: expected dims, such as dims=(-2, -1), for a tensor of {ndim} "
+            f"dimensions, got none; shape {tuple(tensor.shape)}, {tensor.dtype}"
+        )
+    if options.blocks is None and ndim > 1 and options.diagonal.resolved(ndim) == (0, 1):
+        blocks = layers.blocks(owner, tensor_name)
+        return replace(options, blocks=blocks if blocks > 1 else None)
+    return options

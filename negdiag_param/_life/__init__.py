@@ -1,0 +1,1 @@
+"""What a registered module lives through: copies, readings, assignments, resets, checkpoints."""

@@ -1,0 +1,75 @@
+"""From a value to the originals that give it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from negdiag_param import _torch_private
+from negdiag_param._life import lookup
+from negdiag_param._maths.feasible import Infeasible
+from negdiag_param._parametrizations.base import NegativeDiagonal
+from negdiag_param._ranks import dtensor, refusals
+
+
+def assign_silently(module: nn.Module, tensor_name: str, value: Tensor) -> None:
+    """As a registration does it: reflects infeasible entries without a warning."""
+    policies = [p.options.at_registration for p in [lookup.find(module, tensor_name)] if p]
+    assign(module, tensor_name, value, *policies)
+
+
+def assign(
+    module: nn.Module, tensor_name: str, value: Tensor, infeasible: Infeasible | None = None
+) -> None:
+    """Sets the originals so that the tensor is ``value``; changes nothing if that cannot be.
+
+    The originals keep their storage and strides.
+
+    Raises:
+        RuntimeError: under a ``torch.func`` transform.
+        ValueError: if shape, dtype or device differ, or a parametrization has no right_inverse.
+    """
+    if _torch_private.function_transforms_active():
+        raise RuntimeError(
+            f"{tensor_name}: expected no assignment inside a torch.func transform; give "
+            f"functional_call the key parametrizations.{tensor_name}.original instead"
+        )
+    parametrizations = lookup.lists(module)[tensor_name]
+    targets = lookup.originals(module, tensor_name)
+    for target in targets:
+        refusals.check_assignable(parametrizations, target, tensor_name)
+    if isinstance(value, Tensor) and len(targets) == 1:
+        value = dtensor.aligned(value, targets[0])
+        expected, found = _summary(targets[0]), _summary(value)
+        if expected != found:
+            raise ValueError(f"{tensor_name}: expected a tensor of {expected}, got {found}")
+    with torch.no_grad():
+        sources = _inverted(value, list(parametrizations.children()), infeasible, tensor_name)
+        if [source.shape for source in sources] != [target.shape for target in targets]:
+            raise ValueError(
+                f"{tensor_name}: expected originals of shapes {[tuple(t.shape) for t in targets]}, "
+                f"got {[tuple(s.shape) for s in sources]}"
+            )
+        for target, source in zip(targets, sources, strict=True):
+            target.copy_(dtensor.like(source, target))
+
+
+def _inverted(
+    value: Any, parametrizations: list[nn.Module], infeasible: Infeasible | None, name: str
+) -> list[Tensor]:
+    """The originals that a list of parametrizations maps to ``value``."""
+    for parametrization in reversed(parametrizations):
+        if isinstance(parametrization, NegativeDiagonal):
+            value = parametrization.right_inverse(value, infeasible)
+        elif hasattr(parametrization, "right_inverse"):
+            value = parametrization.right_inverse(value)  # type: ignore[operator]
+        else:
+            raise ValueError(
+                f"{name}: expected parametrizations with a right_inverse, "
+                f"got {type(parametrization).__name__}"
+            )
+    return [value] if isinstance(value, Tensor) else list(value)
+
+
+def _summary(tensor: Tensor) -> str:
+    return f"shape {tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}"

@@ -1,0 +1,53 @@
+"""``reset_parameters`` of a registered module: as its class does it, then mapped back."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from negdiag_param._life import lookup
+from negdiag_param._life.assign import assign_silently
+from negdiag_param._torch_private import own_buffers, own_modules, own_parameters
+
+METHODS = ("reset_parameters", "_reset_parameters")
+
+
+def resetting(base: type[nn.Module], method: str) -> Callable[[nn.Module], None]:
+    """The method of ``base``, so that it reaches registered tensors too."""
+
+    def reset(self: nn.Module) -> None:
+        """As the class does it without the parametrization, then mapped back."""
+        for name, value in _reset_values(self, base, method).items():
+            assign_silently(self, name, value)
+
+    reset.__name__ = method
+    return reset
+
+
+def _reset_values(module: nn.Module, base: type[nn.Module], method: str) -> dict[str, Tensor]:
+    """Runs a reset with plain tensors in place of our lists, and returns what it made of them."""
+    mine = lookup.ours(module)
+    if not mine:
+        getattr(base, method)(module)
+        return {}
+    holder = module.get_submodule("parametrizations")
+    mappings: list[dict[str, Any]]
+    mappings = [own_modules(holder), own_parameters(module), own_buffers(module)]
+    saved = [dict(mapping) for mapping in mappings]
+    values: dict[str, Tensor] = {}
+    try:
+        for name in mine:
+            values[name] = plain = getattr(module, name).detach().clone()
+            if isinstance(lookup.originals(module, name)[0], nn.Parameter):
+                values[name] = own_parameters(module)[name] = nn.Parameter(plain)
+            else:
+                own_buffers(module)[name] = plain
+        lookup.sort(own_parameters(module), lookup.first_order(module))
+        for name in mine:
+            del own_modules(holder)[name]
+        getattr(base, method)(module)
+    finally:
+        for mapping, content in zip(mappings, saved, strict=True):
+            mapping.clear()
+            mapping.update(content)
+    return {name: value.detach() for name, value in values.items()}

@@ -1,0 +1,1 @@
+"""Tensors only: scalar maps, where a diagonal lies, and the operation that joins them."""

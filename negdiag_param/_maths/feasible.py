@@ -1,0 +1,78 @@
+"""What becomes of a diagonal that is assigned: kept, reflected or refused."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from negdiag_param._maths.limits import Limits
+
+Infeasible = Literal["warn", "reflect", "error"]
+INFEASIBLE: tuple[Infeasible, ...] = ("warn", "reflect", "error")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is wrong with a diagonal, or with its parts taken together."""
+
+    entries: int = 0
+    not_finite: int = 0
+    infeasible: int = 0
+    largest: float = -torch.inf
+
+    def __add__(self, other: "Verdict") -> "Verdict":
+        return Verdict(
+            self.entries + other.entries,
+            self.not_finite + other.not_finite,
+            self.infeasible + other.infeasible,
+            max(self.largest, other.largest),
+        )
+
+    def warning(self, limits: Limits, infeasible: Infeasible) -> str | None:
+        """What is to be reflected and warned of, if anything.
+
+        Raises:
+            ValueError: if an entry is NaN or infinite, or infeasible under ``"error"``.
+        """
+        if self.not_finite:
+            raise ValueError(
+                f"expected a finite diagonal, got {self.not_finite} of {self.entries} entries NaN "
+                f"or infinite"
+            )
+        if not self.infeasible or infeasible == "reflect":
+            return None
+        below = f"below {-limits.margin}" if limits.margin else "negative"
+        found = (
+            f"expected a diagonal {below}, got {self.infeasible} of {self.entries} entries that "
+            f"are not, the largest {self.largest:.6g}"
+        )
+        if infeasible == "error":
+            raise ValueError(found)
+        return found
+
+
+def judge(entries: Tensor, limits: Limits) -> Verdict:
+    """Counts what is not finite, and what is not at most ``-margin`` and below zero."""
+    if not entries.numel():
+        return Verdict()
+    not_finite = int((~entries.isfinite()).sum())
+    infeasible = int(_is_infeasible(entries, limits).sum())
+    largest = entries.max().item() if infeasible else -torch.inf
+    return Verdict(entries.numel(), not_finite, infeasible, largest)
+
+
+def reflected(entries: Tensor, limits: Limits) -> Tensor:
+    """``entries`` with the infeasible ones mirrored, ``d -> -|d|``.
+
+    Feasible entries are kept as they are. Those that reflection leaves on or inside the boundary
+    start a little outside of it.
+    """
+    mirrored = entries.abs().neg()
+    mirrored = mirrored.where(mirrored < limits.bound, limits.inside)
+    return torch.where(_is_infeasible(entries, limits), mirrored, entries)
+
+
+def _is_infeasible(entries: Tensor, limits: Limits) -> Tensor:
+    # Without a margin every negative number will do, also one that is subnormal, above the bound.
+    return entries > limits.bound if limits.margin else entries >= 0

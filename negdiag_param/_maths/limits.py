@@ -1,0 +1,69 @@
+"""What "strictly negative and at most ``-margin``" means in the dtype that stores the result."""
+
+from dataclasses import dataclass
+from math import ldexp
+
+import torch
+from torch import Tensor
+
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """``tensor`` in the dtype that its arithmetic runs in: float32 at least."""
+    return tensor.float() if tensor.dtype.itemsize < 4 else tensor
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The bounds of a mapped value in one storage dtype, as Python floats that it represents."""
+
+    margin: float
+    lowest: float  # the most negative finite value
+    bound: float  # the largest mapped value: <= -margin and < 0
+    inside: float  # where an entry starts that reflection leaves at the boundary
+    nearest: float  # the smallest distance to -margin that an inverse map starts from
+    steepest: float  # the largest slope, so that gradients do not overflow
+
+    @classmethod
+    def of(cls, dtype: torch.dtype, margin: float) -> "Limits":
+        """The limits in ``dtype``.
+
+        Raises:
+            TypeError: if it is none of the four floating dtypes.
+            ValueError: if ``margin`` is too large for it.
+        """
+        if dtype not in FLOAT_DTYPES:
+            raise TypeError(f"expected float16, bfloat16, float32 or float64, got {dtype}")
+        info = torch.finfo(dtype)
+        wide = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32)
+        away = max(1e-3, 8 * info.eps * margin)
+        if margin + away > info.max:
+            raise ValueError(
+                f"expected a margin that {dtype} can keep clear of its largest value, "
+                f"got margin={margin}"
+            )
+        # Where the processor flushes subnormals they read as zero, so the bound is a normal
+        # number of the dtype that arithmetic runs in. The subnormals of float16 are, in float32.
+        smallest = info.tiny * info.eps if dtype == torch.float16 else info.tiny
+        # A distance of margin * eps / 8 is below half an ulp of margin, so -margin itself
+        # goes through inverse and map unchanged.
+        return cls(
+            margin=margin,
+            lowest=-info.max,
+            bound=-_round_away(max(margin, smallest), dtype),
+            inside=-_round_away(margin + away, dtype),
+            nearest=max(margin * info.eps / 8, wide.tiny),
+            # float16 has little room: slopes beyond 4094 saturate there.
+            steepest=info.max * ldexp(1.0, -4 if dtype == torch.float16 else -20),
+        )
+
+
+def _round_away(value: float, dtype: torch.dtype) -> float:
+    """The smallest number of ``dtype`` that is at least the positive ``value``."""
+    rounded = torch.tensor(value, dtype=torch.float64, device="cpu").to(dtype)
+    if rounded.item() < value:
+        # Positive floats are ordered as their bits are.
+        bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+        rounded = (rounded.view(bits) + 1).view(dtype)
+    return float(rounded.item())

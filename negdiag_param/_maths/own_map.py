@@ -1,0 +1,78 @@
+"""A user's map and inverse as a scalar map, which is tried before it is trusted."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from negdiag_param._maths.limits import Limits
+from negdiag_param._maths.maps import ScalarMap
+
+
+class MapAndInverse(Protocol):
+    """What a user writes: two functions, entry by entry, that do not know the margin."""
+
+    def map(self, x: Tensor) -> Tensor:
+        """From any real to a negative number."""
+        ...
+
+    def inverse(self, d: Tensor) -> Tensor:
+        """From a negative number to a real."""
+        ...
+
+
+class OwnMap(ScalarMap):
+    """``map(x) - margin``.
+
+    Args:
+        functions: the map and the inverse, which are looked up at every call.
+        name: gives what they are called in messages.
+    """
+
+    has_slope = False
+
+    def __init__(self, functions: MapAndInverse, name: Callable[[], str]) -> None:
+        self.functions = functions
+        self._name = name
+
+    @property
+    @override
+    def name(self) -> str:
+        return self._name()
+
+    @override
+    def value(self, x: Tensor, limits: Limits) -> Tensor:
+        return self.functions.map(x) - limits.margin
+
+    @override
+    def inverse(self, value: Tensor, limits: Limits) -> Tensor:
+        """A finite ``x`` that maps to the feasible ``value``.
+
+        Raises:
+            ValueError: if the map is not one to the negative numbers, or the inverse not its own.
+        """
+        self._try_map(value)
+        value = (value + limits.margin).clamp(max=-limits.nearest)
+        try:
+            x = self.functions.inverse(value)
+        except NotImplementedError as error:  # which PyTorch would take for "there is none"
+            raise ValueError(f"expected an inverse of {self.name}, got {error!r}") from error
+        back = self.functions.map(x)
+        if not (x.isfinite() & torch.isclose(back, value, rtol=1e-2, atol=1e-2)).all():
+            raise ValueError(
+                f"expected an inverse that reaches the diagonal, but the inverse of {self.name} "
+                f"does not lead back to values between {value.min().item():.6g} and "
+                f"{value.max().item():.6g}"
+            )
+        return x
+
+    def _try_map(self, like: Tensor) -> None:
+        probe = torch.linspace(-8, 8, 65, dtype=like.dtype, device=like.device)
+        image = self.functions.map(probe)
+        if image.shape != probe.shape or not (image.isfinite() & (image <= 0)).all():
+            raise ValueError(
+                f"expected a map from the reals to the negative numbers, got {self.name} with "
+                f"values up to {image.max().item():.6g} on [-8, 8]"
+            )

@@ -1,0 +1,69 @@
+"""A scalar map with a margin, strictly negative and finite in every floating dtype."""
+
+from contextlib import suppress
+
+import torch
+from torch import Tensor
+
+from negdiag_param._maths.limits import FLOAT_DTYPES, Limits, widened
+from negdiag_param._maths.maps import ScalarMap
+
+
+class StrictMap:
+    """What the kernel puts on a diagonal, for every finite original.
+
+    Args:
+        scalar_map: the map, which is held within the limits of the dtype that stores the result.
+        margin: the result is at most ``-margin``.
+    """
+
+    def __init__(self, scalar_map: ScalarMap, margin: float) -> None:
+        self.scalar_map = scalar_map
+        self.margin = margin
+        #: Whether :meth:`value_and_slope`, :meth:`slope` and :meth:`smooth` are there.
+        self.has_slope = scalar_map.has_slope
+        self._limits = _all_limits(margin)
+
+    def value(self, original: Tensor) -> Tensor:
+        """The mapped entries for the original ones, differentiable by autograd."""
+        limits = self.limits(original.dtype)
+        value = self.scalar_map.value(widened(original), limits)
+        return value.clamp(limits.lowest, limits.bound).to(original.dtype)
+
+    def value_and_slope(self, original: Tensor) -> tuple[Tensor, Tensor]:
+        """The mapped entries and the derivatives, in the dtype that arithmetic runs in."""
+        limits = self.limits(original.dtype)
+        value, slope = self.scalar_map.value_and_slope(widened(original), limits)
+        return value.clamp_(limits.lowest, limits.bound), slope
+
+    def slope(self, original: Tensor) -> Tensor:
+        """The derivatives, differentiable by autograd."""
+        return self.scalar_map.slope(widened(original), self.limits(original.dtype))
+
+    def smooth(self, original: Tensor) -> Tensor:
+        """A finite function with the derivatives of the map, to any order."""
+        limits = self.limits(original.dtype)
+        return self.scalar_map.smooth(widened(original), limits).to(original.dtype)
+
+    def inverse(self, entries: Tensor) -> Tensor:
+        """The original entries that give the feasible ``entries``."""
+        return self.scalar_map.inverse(widened(entries), self.limits(entries.dtype))
+
+    def limits(self, dtype: torch.dtype) -> Limits:
+        """What is feasible in ``dtype``.
+
+        Raises:
+            TypeError: if it is none of the four floating dtypes.
+            ValueError: if the margin is too large for it.
+        """
+        limits = self._limits.get(dtype)
+        return Limits.of(dtype, self.margin) if limits is None else limits
+
+
+def _all_limits(margin: float) -> dict[torch.dtype, Limits]:
+    """The limits in every dtype that can keep the margin."""
+    found = {}
+    for dtype in FLOAT_DTYPES:
+        with suppress(ValueError):
+            found[dtype] = Limits.of(dtype, margin)
+    return found

@@ -1,0 +1,1 @@
+"""The parametrization modules: a scalar map put on a diagonal."""

@@ -1,0 +1,197 @@
+"""The parametrization module: a scalar map on a diagonal."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self, override
+
+from negdiag_param._maths.diagonal import Taps
+from negdiag_param._maths.feasible import Infeasible
+from negdiag_param._maths.kernel import mapped
+from negdiag_param._maths.limits import Limits
+from negdiag_param._maths.maps import ScalarMap
+from negdiag_param._maths.own_map import OwnMap
+from negdiag_param._maths.strict import StrictMap
+from negdiag_param._parametrizations import mark
+from negdiag_param._parametrizations.cache import WeightCache
+from negdiag_param._parametrizations.invert import inverted
+from negdiag_param._parametrizations.options import Options
+from negdiag_param._parametrizations.overriding import NAMES, overridden
+from negdiag_param._parametrizations.record import Record
+from negdiag_param._ranks import dtensor
+from negdiag_param._torch_private import own_buffers, own_modules, own_parameters
+
+
+class NegativeDiagonal(nn.Module):
+    r"""Keeps the diagonal of a weight negative through a scalar map of an unconstrained tensor.
+
+    .. math::
+        W_{ii} = \operatorname{map}(X_{ii}) - \text{margin}, \qquad W_{ij} = X_{ij} \quad (i \ne j)
+
+    In plain words: the optimizer trains ``X`` freely; what the layer sees has a diagonal that is
+    strictly negative and at most ``-margin`` at every step, and everything else of ``X`` as it is.
+    Subclasses give the scalar map and its inverse; ready ones are :class:`NegExpDiagonal`,
+    :class:`NegSoftplusDiagonal` and :class:`SignFlipDiagonal`.
+
+    Attach it with :func:`register_negative_diagonal`, or with
+    :func:`torch.nn.utils.parametrize.register_parametrization`. Only the former infers the groups
+    of a convolution and the gates of an RNN, refuses ambiguous weights of three and more
+    dimensions (here they mean ``dims=(0, 1)``), protects the shape on assignment, and makes
+    copies, pickles, plain checkpoints and ``reset_parameters`` work.
+
+    Shape:
+        - Original and weight: any shape that has the dimensions ``dims``, the same for both. A
+          matrix of r rows and c columns has a diagonal of min(r, c) entries.
+
+    Initial value: the weight's own. Its infeasible diagonal entries follow ``infeasible``.
+
+    Args:
+        margin: every diagonal entry is at most ``-margin``, and strictly negative.
+        dims: the row and the column dimension of the matrix; ``()`` makes every entry diagonal.
+            None means ``()`` for one dimension and ``(0, 1)`` for more.
+        taps: ``"all"`` kernel positions of a convolution, or only the ``"center"`` one, which for
+            stride 1 and "same" zero padding is the main diagonal of the convolution as a matrix.
+        blocks: how many matrices are stacked along the row dimension, each with its diagonal.
+            None means 1, or what the helper infers.
+        infeasible: what assigning a diagonal entry that is not below ``-margin`` does:
+            ``"warn"`` reflects it, ``d -> -|d|``, and warns; ``"reflect"`` is silent; ``"error"``
+            raises. An entry that lands on or inside the boundary starts a little outside of it.
+        cache_in_eval: in eval mode without gradients, compute the weight once and reuse it until
+            the original changes. Writes through ``.data`` go unnoticed, hence off by default.
+
+    Raises:
+        TypeError: if an argument is of the wrong type.
+        ValueError: if an argument is out of its range.
+
+    Example:
+        >>> class NegSquareDiagonal(NegativeDiagonal):
+        ...     def map(self, x):
+        ...         return -x.square() - 1e-6
+        ...     def inverse(self, d):
+        ...         return (-d - 1e-6).clamp(min=0).sqrt()
+        >>> layer = register_negative_diagonal(nn.Linear(3, 3), map=NegSquareDiagonal)
+        >>> bool((layer.weight.diagonal() < 0).all())
+        True
+    """
+
+    _closed_form: ClassVar[ScalarMap]  # of a ready class
+
+    def __init__(
+        self,
+        margin: float = 0.0,
+        dims: tuple[int, ...] | None = None,
+        taps: Taps = "all",
+        blocks: int | None = None,
+        infeasible: Infeasible = "warn",
+        cache_in_eval: bool = False,
+    ) -> None:
+        super().__init__()
+        self.options = Options(margin, dims, taps, blocks, infeasible, cache_in_eval)
+        self.record = Record()
+        self.strict = StrictMap(self._scalar_map(), self.options.margin)
+        self.cache = WeightCache()
+
+    def map(self, x: Tensor) -> Tensor:
+        """The scalar map, entry by entry: from any real to a negative number.
+
+        ``margin`` is subtracted from the result; rounding to zero or overflow is mended.
+        """
+        return self._closed_form.value(x, Limits.of(x.dtype, 0.0))
+
+    def inverse(self, d: Tensor) -> Tensor:
+        """The inverse of :meth:`map`, entry by entry: from a negative number to a real."""
+        return self._closed_form.inverse(d, Limits.of(d.dtype, 0.0))
+
+    @override
+    def forward(self, original: Tensor) -> Tensor:
+        """The weight for an unconstrained ``original`` of the same shape and dtype."""
+        if self.options.cache_in_eval and not torch.compiler.is_compiling():
+            return self._remembered(original)
+        return self._constrained(original)
+
+    def right_inverse(self, weight: Tensor, infeasible: Infeasible | None = None) -> Tensor:
+        """An ``original`` that gives ``weight``, which it never aliases.
+
+        Args:
+            weight: what the layer shall see.
+            infeasible: a policy in place of the option of that name.
+
+        Raises:
+            TypeError: if ``weight`` is not a dense, real floating-point tensor.
+            ValueError: if ``dims``, ``taps``, ``blocks`` or ``margin`` do not fit ``weight``, its
+                diagonal holds NaN or infinity, or is infeasible and ``infeasible="error"``.
+        """
+        self.cache.drop()
+        return inverted(
+            weight,
+            self.options.diagonal,
+            self.strict,
+            infeasible or self.options.infeasible,
+            self.record.name,
+        )
+
+    def entries(self, original: Tensor) -> Tensor:
+        """The mapped diagonal of ``original`` alone, differentiable, in O(n).
+
+        A distributed ``original`` is gathered.
+        """
+        return mapped(self.options.diagonal.view(dtensor.whole(original)), self.strict)
+
+    @override
+    def get_extra_state(self) -> Tensor:
+        """What the map is, with all that changes what an original means, for checkpoints."""
+        return mark.encode(self._meaning())
+
+    @override
+    def set_extra_state(self, state: Tensor) -> None:
+        """Refuses a state that was written under another map.
+
+        Raises:
+            ValueError: if ``state`` was not written by a parametrization like this one.
+        """
+        mismatch = mark.mismatch(state, self._meaning())
+        if mismatch:
+            raise ValueError(f"{self.record.name}: {mismatch}")
+
+    @override
+    def extra_repr(self) -> str:
+        """The options that differ from their defaults."""
+        return str(self.options)
+
+    @override
+    def train(self, mode: bool = True) -> Self:
+        """As for every module; in addition drops the cached weight."""
+        self.cache.drop()
+        return super().train(mode)
+
+    def _constrained(self, original: Tensor) -> Tensor:
+        return dtensor.constrain(original, self.options.diagonal, self.strict, self.record.name)
+
+    def _remembered(self, original: Tensor) -> Tensor:
+        if self.training or torch.is_grad_enabled():
+            self.cache.drop()
+            return self._constrained(original)
+        sources = [original]
+        if own_parameters(self) or own_buffers(self) or own_modules(self):
+            sources += [*self.parameters(), *self.buffers()]  # a map of the user's may learn
+        weight = self.cache.fresh(sources)
+        if weight is not None:
+            return weight
+        if dtensor.is_in_motion(self, sources):
+            return self._constrained(original)
+        return self.cache.filled(sources, lambda: self._constrained(original))
+
+    def _meaning(self) -> str:
+        return mark.describe(self.strict.scalar_map.name, self.options)
+
+    def _own_name(self) -> str:
+        """What a map of the user's is called in checkpoints and messages."""
+        return type(self).__name__
+
+    def _scalar_map(self) -> ScalarMap:
+        own = overridden(type(self), NegativeDiagonal)
+        if len(own) < len(NAMES) and not hasattr(type(self), "_closed_form"):
+            missing = " and ".join(name for name in NAMES if name not in own)
+            raise NotImplementedError(f"{type(self).__name__} must define {missing}")
+        return OwnMap(self, self._own_name) if own else self._closed_form

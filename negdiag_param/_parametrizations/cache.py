@@ -1,0 +1,82 @@
+"""A weight that was computed before, with what tells whether it still holds."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from negdiag_param import _torch_private
+
+
+class _Entry(NamedTuple):
+    sources: tuple[Tensor, ...]
+    states: list[tuple[object, ...]]
+    weight: Tensor
+    weight_version: int
+
+
+class WeightCache:
+    """At most one weight, with the tensors it was computed from. A copy or a pickle is empty."""
+
+    __slots__ = ("_entry",)
+
+    def __init__(self) -> None:
+        self._entry: _Entry | None = None
+
+    def __reduce__(self) -> tuple[type["WeightCache"], tuple[()]]:
+        return WeightCache, ()
+
+    def drop(self) -> None:
+        """Forgets the weight."""
+        self._entry = None
+
+    def fresh(self, sources: Sequence[Tensor]) -> Tensor | None:
+        """The weight, if it is still what ``sources`` give, and may stand for it here.
+
+        With gradients enabled only a weight that carries them may, and none in a trace, which
+        would keep it as a constant.
+        """
+        entry = self._entry  # read once: another thread may drop it
+        if entry is None or len(entry.sources) != len(sources):
+            return None
+        for known, source, state in zip(entry.sources, sources, entry.states, strict=True):
+            if known is not source or state != _state(source):
+                return None
+        weight = entry.weight
+        if entry.weight_version != _torch_private.version(weight) or torch.jit.is_tracing():
+            return None
+        if weight.requires_grad or not torch.is_grad_enabled():
+            return weight
+        return None if any(source.requires_grad for source in sources) else weight
+
+    def filled(self, sources: Sequence[Tensor], compute: Callable[[], Tensor]) -> Tensor:
+        """Computes the weight and keeps it, if changes of ``sources`` can be noticed."""
+        if not all(map(_can_be_watched, sources)) or _is_traced():
+            return compute()
+        # The states are taken before the tensors are read: if another thread writes in between,
+        # the entry is stale from the start and the next reader makes its own.
+        states, with_grad = [_state(source) for source in sources], torch.is_grad_enabled()
+        # Tensors made in inference mode have no version counter.
+        with torch.inference_mode(False), torch.set_grad_enabled(with_grad):
+            weight = compute()
+        self._entry = _Entry(tuple(sources), states, weight, _torch_private.version(weight))
+        return weight
+
+
+def _can_be_watched(source: Tensor) -> bool:
+    # Subclasses such as DTensor and fake tensors are left alone.
+    return type(source) in (Tensor, nn.Parameter) and not source.is_inference()
+
+
+def _is_traced() -> bool:
+    return (
+        torch.jit.is_tracing()
+        or torch.compiler.is_exporting()
+        or _torch_private.function_transforms_active()
+    )
+
+
+def _state(source: Tensor) -> tuple[object, ...]:
+    """What differs once ``source`` has changed."""
+    return _torch_private.version(source), source.data_ptr(), source.dtype, source.device

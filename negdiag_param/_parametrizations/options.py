@@ -1,0 +1,101 @@
+"""Every option of a negative diagonal, validated once."""
+
+import math
+from dataclasses import dataclass, field, fields
+from numbers import Real
+from typing import Any
+
+from typing_extensions import TypedDict, override
+
+from negdiag_param._maths.diagonal import TAPS, Diagonal, Taps
+from negdiag_param._maths.feasible import INFEASIBLE, Infeasible
+
+
+class OptionsDict(TypedDict, total=False):
+    """The options as keyword arguments."""
+
+    margin: float
+    dims: tuple[int, ...] | None
+    taps: Taps
+    blocks: int | None
+    infeasible: Infeasible
+    cache_in_eval: bool
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of :class:`NegativeDiagonal`, which says what they mean.
+
+    Raises:
+        TypeError: if one is of the wrong type.
+        ValueError: if one is out of its range.
+    """
+
+    margin: float = 0.0
+    dims: tuple[int, ...] | None = None
+    taps: Taps = "all"
+    blocks: int | None = None
+    infeasible: Infeasible = "warn"
+    cache_in_eval: bool = False
+    diagonal: Diagonal = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        _set(self, "margin", _checked_margin(self.margin))
+        _set(self, "dims", _checked_dims(self.dims))
+        _check_choice("taps", self.taps, TAPS)
+        _check_blocks(self.blocks)
+        _check_choice("infeasible", self.infeasible, INFEASIBLE)
+        if not isinstance(self.cache_in_eval, bool):
+            raise TypeError(f"cache_in_eval: expected True or False, got {self.cache_in_eval!r}")
+        _set(self, "diagonal", Diagonal(self.dims, self.blocks or 1, self.taps))
+
+    @property
+    def at_registration(self) -> Infeasible:
+        """The policy for a weight that nobody assigned: half of a default one is positive."""
+        return "error" if self.infeasible == "error" else "reflect"
+
+    def changed(self) -> dict[str, Any]:
+        """Those that differ from their defaults."""
+        given = [f for f in fields(self) if f.init]
+        values = {f.name: getattr(self, f.name) for f in given}
+        return {f.name: values[f.name] for f in given if values[f.name] != f.default}
+
+    @override
+    def __str__(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.changed().items())
+
+
+_set = object.__setattr__
+
+
+def _checked_margin(margin: object) -> float:
+    if isinstance(margin, bool) or not isinstance(margin, Real):
+        raise TypeError(f"margin: expected a number, got {type(margin).__name__}")
+    value = float(margin)
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"margin: expected a finite number that is not negative, got {margin}")
+    return value
+
+
+def _checked_dims(dims: object) -> tuple[int, ...] | None:
+    if dims is None:
+        return None
+    if not isinstance(dims, (tuple, list)) or not all(type(dim) is int for dim in dims):
+        raise TypeError(f"dims: expected a tuple of two integers or (), got {dims!r}")
+    if len(dims) not in (0, 2):
+        raise ValueError(f"dims: expected two dimensions or none, got {dims!r}")
+    return tuple(dims)
+
+
+def _check_blocks(blocks: object) -> None:
+    if blocks is None:
+        return
+    if isinstance(blocks, bool) or not isinstance(blocks, int):
+        raise TypeError(f"blocks: expected an integer, got {type(blocks).__name__}")
+    if blocks < 1:
+        raise ValueError(f"blocks: expected at least 1, got {blocks}")
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {choices}, got {value!r}")

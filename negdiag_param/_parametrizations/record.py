@@ -1,0 +1,11 @@
+"""What a registration knows beyond the map."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Record:
+    """Kept beside the map by the helper; the defaults are for those that register without it."""
+
+    name: str = "weight"  # of the tensor, for messages
+    order: tuple[str, ...] = ()  # the tensors of its module, as they stood before

@@ -1,0 +1,1 @@
+"""Weights of which each rank holds a part."""

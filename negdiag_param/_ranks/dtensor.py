@@ -1,0 +1,128 @@
+"""Distributed tensors: each rank works on its own shard, and no rank asks another."""
+
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import TypeIs
+
+from negdiag_param import _torch_private
+from negdiag_param._maths import kernel
+from negdiag_param._maths.diagonal import Diagonal
+from negdiag_param._maths.strict import StrictMap
+from negdiag_param._ranks import geometry, placements
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+_PLAIN = (Tensor, nn.Parameter)
+
+
+def is_sharded(tensor: Tensor) -> "TypeIs[DTensor]":
+    """Whether ``tensor`` is a DTensor; says so without importing them."""
+    if type(tensor) in _PLAIN:
+        return False
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def constrain(original: Tensor, diagonal: Diagonal, strict: StrictMap, name: str) -> Tensor:
+    """The constrained weight, distributed as ``original`` is."""
+    if not is_sharded(original):
+        return kernel.constrain(original, diagonal, strict)
+    weight, parts = local(original, diagonal, name)
+    for part in parts:
+        weight = kernel.constrain(weight, part, strict)
+    return _wrapped(weight if parts else weight.clone(), original)
+
+
+def local(tensor: Tensor, diagonal: Diagonal, name: str) -> tuple[Tensor, tuple[Diagonal, ...]]:
+    """What this rank holds of ``tensor``, and where the diagonal lies in that.
+
+    Raises:
+        ValueError: if the placements do not say exactly which entries this rank holds.
+    """
+    if not is_sharded(tensor):
+        return tensor, (diagonal,)
+    shard = tensor.to_local()
+    coordinate = tensor.device_mesh.get_coordinate()
+    if coordinate is None:  # this rank holds nothing of the tensor
+        return shard, ()
+    compiling = torch.compiler.is_compiling()  # which takes no cached functions
+    find = placements.parts.__wrapped__ if compiling else placements.parts
+    return shard, find(
+        tuple(tensor.shape),
+        tuple(shard.shape),
+        tuple(tensor.placements),
+        tuple(tensor.device_mesh.shape),
+        tuple(coordinate),
+        diagonal,
+        name,
+    )
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """``tensor`` as every rank would see it on its own. Gathers a distributed one."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def agreed(value: Tensor, target: Tensor) -> Tensor:
+    """The ``value`` of the first rank that shares ``target``. Broadcasts for a distributed one."""
+    if not is_sharded(target):
+        return value
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
+    mesh = target.device_mesh
+    return distribute_tensor(value, mesh, [Replicate()] * mesh.ndim).to_local()
+
+
+def aligned(value: Tensor, target: Tensor) -> Tensor:
+    """``value`` distributed as ``target`` is, or else as a plain tensor, gathered if need be."""
+    same = (
+        is_sharded(value)
+        and is_sharded(target)
+        and value.device_mesh == target.device_mesh
+        and value.placements == target.placements
+    )
+    return value if same else whole(value)
+
+
+def like(value: Tensor, target: Tensor) -> Tensor:
+    """``value``, of which every rank has all, distributed as ``target`` is."""
+    if not is_sharded(target) or is_sharded(value):
+        return value
+    coordinate = target.device_mesh.get_coordinate()
+    if coordinate is None:
+        return _wrapped(value.new_empty(0), target)
+    splits = placements.splits(
+        tuple(target.placements), tuple(target.device_mesh.shape), tuple(coordinate)
+    )
+    for dim, runs in enumerate(geometry.owned(value.shape, splits)):
+        pieces = [value.narrow(dim, run.start, len(run)) for run in runs]
+        value = torch.cat(pieces, dim) if pieces else value.narrow(dim, 0, 0)
+    return _wrapped(value, target)
+
+
+def is_in_motion(module: nn.Module, sources: Iterable[Tensor]) -> bool:
+    """Whether ``sources``, which ``module`` holds, are gathered for a while only.
+
+    ``fully_shard`` gathers into the same memory without moving the version counter, so that a
+    change of the shards cannot be noticed.
+    """
+    return _torch_private.is_managed_by_fsdp(module) or any(map(is_sharded, sources))
+
+
+def _wrapped(shard: Tensor, model: "DTensor") -> Tensor:
+    """``shard`` as this rank's part of a tensor distributed as ``model`` is."""
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        shard,
+        model.device_mesh,
+        model.placements,
+        run_check=False,
+        shape=model.shape,
+        stride=model.stride(),
+    )

@@ -1,0 +1,69 @@
+"""What data, tensor and fully sharded parallelism do not go along with, and in which order."""
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from negdiag_param import _torch_private
+from negdiag_param._ranks.dtensor import is_sharded
+
+ORDER = "parallelize_module -> register_negative_diagonal -> fully_shard"
+
+
+def check_registrable(root: nn.Module, owner: nn.Module, name: str) -> None:
+    """Refuses a module that data parallelism has taken hold of already.
+
+    Raises:
+        ValueError: if the parameters of ``owner`` belong to it.
+    """
+    if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in root.modules()):
+        raise ValueError(
+            f"{name}: expected a module that is not replicated yet, got a {type(root).__name__}; "
+            f"the order is register_negative_diagonal -> DistributedDataParallel"
+        )
+    if _torch_private.is_managed_by_fsdp(owner):
+        raise ValueError(
+            f"{name}: expected a module that is not sharded yet, got a {type(owner).__name__} "
+            f"that fully_shard manages; the order is {ORDER}"
+        )
+
+
+def check_removable(owner: nn.Module, name: str) -> None:
+    """Refuses to take parameters from under a ``fully_shard`` that manages them.
+
+    Raises:
+        ValueError: if one manages ``owner``.
+    """
+    if _torch_private.is_managed_by_fsdp(owner):
+        raise ValueError(
+            f"{name}: expected a module that is not sharded, got a {type(owner).__name__} that "
+            f"fully_shard manages; load plain_state_dict(model) into a model without the "
+            f"negative diagonal instead"
+        )
+
+
+def check_assignable(owner: nn.Module, target: Tensor, name: str) -> None:
+    """Refuses a write to a tensor that ``fully_shard`` has gathered and is about to drop.
+
+    Raises:
+        ValueError: if ``target`` is such a tensor.
+    """
+    if _torch_private.is_managed_by_fsdp(owner) and not is_sharded(target):
+        raise ValueError(
+            f"{name}: expected a sharded tensor to assign to, got the gathered one of a forward "
+            f"pass, which would lose the value; call reshard() on the module given to "
+            f"fully_shard first"
+        )
+
+
+def check_parallelizable(new: Tensor | None, originals: Iterable[Tensor], owner: nn.Module) -> None:
+    """Refuses a parallel style that starts on a registered module, before it converts anything.
+
+    Raises:
+        ValueError: if ``new`` is distributed and an original is not.
+    """
+    if new is not None and is_sharded(new) and not all(map(is_sharded, originals)):
+        raise ValueError(
+            f"expected a {type(owner).__name__} without a negative diagonal to distribute, got a "
+            f"registered one; the order is {ORDER}"
+        )

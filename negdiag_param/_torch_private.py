@@ -1,0 +1,112 @@
+"""The only place that reads private PyTorch names, each with what happens once it is gone."""
+
+import warnings
+from collections.abc import Callable, MutableMapping
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as nn_module
+from torch.nn.utils import parametrize
+
+# Some tools replace this while they trace or patch, and then it has to see every module call.
+_MODULE_CALL = nn.Module.__call__
+
+
+@lru_cache
+def _warn_once(missing: str, consequence: str) -> None:
+    warnings.warn(
+        f"negdiag_param does not know this PyTorch ({torch.__version__}): {missing} is gone, "
+        f"so {consequence}.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+def own_modules(module: nn.Module) -> dict[str, nn.Module | None]:
+    """The submodules by name, live. Wrappers pass attributes through; this is the module's own."""
+    return module._modules
+
+
+def own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """The parameters by name, live."""
+    return module._parameters
+
+
+def own_buffers(module: nn.Module) -> dict[str, Tensor | None]:
+    """The buffers by name, live."""
+    return module._buffers
+
+
+def loading_method(cls: type[nn.Module]) -> Callable[..., None] | None:
+    """What reads the entries of a module itself from a state dict; None if that is unknown."""
+    try:
+        return cls._load_from_state_dict
+    except AttributeError:
+        consequence = "checkpoints from before registration do not load"
+        _warn_once("nn.Module._load_from_state_dict", consequence)
+        return None
+
+
+def keep_metadata(
+    state: dict[str, Any], target: dict[str, Any], wanted: Callable[[str], bool]
+) -> None:
+    """Passes on the versions of modules that ``state_dict`` notes, by the prefix of the module."""
+    metadata = getattr(state, "_metadata", None)
+    if metadata is not None:
+        kept = ((prefix, value) for prefix, value in metadata.items() if wanted(prefix))
+        target._metadata = type(metadata)(kept)  # type: ignore[attr-defined]
+
+
+def version(tensor: Tensor) -> int:
+    """How often ``tensor`` was written in place."""
+    return tensor._version
+
+
+def function_transforms_active() -> bool:
+    """Whether a ``torch.func`` transform runs. If unknown: yes, which is right and slower."""
+    try:
+        return torch._C._are_functorch_transforms_active()
+    except AttributeError:
+        _warn_once("torch._C._are_functorch_transforms_active", "eager mode is slower")
+        return True
+
+
+def is_just_forward(module: nn.Module) -> bool:
+    """Whether calling ``module`` is calling the ``forward`` of its class. If unknown: no, slower.
+
+    Hooks, a ``forward`` of the instance's own, as offloading puts there, and a patched call of
+    all modules make the difference.
+    """
+    try:
+        return not (
+            module._forward_hooks
+            or module._forward_pre_hooks
+            or module._backward_hooks
+            or module._backward_pre_hooks
+            or nn_module._has_any_global_hook()
+            or "forward" in module.__dict__
+            or module._compiled_call_impl
+            or nn.Module.__call__ is not _MODULE_CALL
+        )
+    except AttributeError:
+        _warn_once("nn.Module._forward_hooks", "small layers are slower")
+        return False
+
+
+def cached_block() -> MutableMapping[Any, Any] | None:
+    """The store of the ``parametrize.cached()`` block that runs; None outside, or if unknown."""
+    try:
+        return parametrize._cache if parametrize._cache_enabled else None
+    except AttributeError:
+        _warn_once("parametrize._cache", "parametrize.cached() recomputes instead of caching")
+        return None
+
+
+def is_managed_by_fsdp(module: nn.Module) -> bool:
+    """Whether ``fully_shard`` swaps the parameters of ``module``. If unknown: no.
+
+    Dynamo reads this mark too.
+    """
+    return vars(module).get("_is_fsdp_managed_module", False) is True

@@ -1,0 +1,117 @@
+"""``init_`` with every initializer there is."""
+
+import pytest
+import torch
+from torch import nn
+
+from negdiag_param import init_, register_negative_diagonal
+from tests.support.asserts import assert_negative, diagonal_of, reflected, registered, value_of
+from tests.support.tables import every_layer_once_every_map_somewhere
+
+INITIALIZERS = {
+    "uniform_": (-2.0, 2.0),
+    "normal_": (0.0, 2.0),
+    "trunc_normal_": (),
+    "constant_": (1.5,),
+    "ones_": (),
+    "zeros_": (),
+    "eye_": (),
+    "dirac_": (),
+    "xavier_uniform_": (),
+    "xavier_normal_": (),
+    "kaiming_uniform_": (),
+    "kaiming_normal_": (),
+    "orthogonal_": (),
+    "sparse_": (0.5,),
+}
+
+
+def fits(initializer: str, shape: torch.Size) -> bool:
+    if initializer in ("eye_", "sparse_"):
+        return len(shape) == 2
+    if initializer == "dirac_":
+        return 3 <= len(shape) <= 5
+    return len(shape) > 1
+
+
+def test_every_initializer_is_here():
+    found = {n for n in vars(nn.init) if n.endswith("_") and not n.startswith("_")}
+    assert found == set(INITIALIZERS)
+
+
+@every_layer_once_every_map_somewhere(
+    "linear", "linear_wide", "conv2d_groups", "lstm", "raw", somewhere=("linear",)
+)
+@pytest.mark.parametrize("initializer", INITIALIZERS)
+def test_an_initializer_fills_the_weight(initializer, layer, map):
+    module, arguments = registered(layer, map), INITIALIZERS[initializer]
+    plain = torch.empty_like(value_of(layer, module))
+    if not fits(initializer, plain.shape):
+        with pytest.raises(ValueError, match="tensor"):
+            init_(module, layer.tensor_name, getattr(nn.init, initializer), *arguments)
+        return
+    torch.manual_seed(3)
+    getattr(nn.init, initializer)(plain, *arguments)
+    torch.manual_seed(3)
+    function = getattr(nn.init, initializer)
+    assert init_(module, layer.tensor_name, function, *arguments) is module
+    torch.testing.assert_close(value_of(layer, module), reflected(layer, plain))
+    assert_negative(diagonal_of(layer, module))
+
+
+def test_any_callable_that_works_in_place_will_do():
+    layer = register_negative_diagonal(nn.Linear(3, 3))
+    init_(layer, "weight", torch.Tensor.copy_, -torch.eye(3))
+    torch.testing.assert_close(layer.weight, -torch.eye(3))
+    init_(layer, "weight", lambda tensor, scale: tensor.mul_(scale), scale=3.0)
+    torch.testing.assert_close(layer.weight, -3 * torch.eye(3))
+    init_(layer, "weight", nn.init.uniform_, a=-2.0, b=-1.0)
+    assert (layer.weight <= -1 + 1e-6).all()
+
+
+def test_an_initializer_runs_on_all_that_a_pattern_means():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
+    register_negative_diagonal(model, "[02].weight")
+    untouched = model[1].weight.clone()
+    init_(model, "*.weight", nn.init.constant_, -2.0)
+    assert model[0].weight.allclose(torch.tensor(-2.0))
+    assert model[2].weight.allclose(torch.tensor(-2.0))
+    assert torch.equal(model[1].weight, untouched)
+
+
+def test_an_initializer_keeps_the_parameter_and_its_grad_state():
+    layer = register_negative_diagonal(nn.Linear(3, 3)).requires_grad_(False)
+    original = layer.parametrizations.weight.original
+    init_(layer, "weight", nn.init.orthogonal_)
+    assert layer.parametrizations.weight.original is original
+    assert not original.requires_grad
+
+
+def test_a_failing_initializer_changes_nothing():
+    layer = register_negative_diagonal(nn.Linear(3, 3), map="sign_flip")
+    before = layer.weight.clone()
+
+    def fail(tensor):
+        tensor.zero_()
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        init_(layer, "weight", fail)
+    with pytest.raises(ValueError, match="NaN"):
+        init_(layer, "weight", nn.init.constant_, float("nan"))
+    assert torch.equal(layer.weight, before)
+
+
+def test_an_infeasible_initializer_can_be_an_error():
+    layer = nn.Linear(3, 3)
+    nn.init.constant_(layer.weight, -1.0)
+    register_negative_diagonal(layer, infeasible="error")
+    with pytest.raises(ValueError, match="3 of 3"):
+        init_(layer, "weight", nn.init.ones_)
+    assert layer.weight.allclose(torch.tensor(-1.0))
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "missing"])
+def test_only_registered_tensors_are_initialized(name):
+    with pytest.raises(ValueError, match="expected"):
+        init_(nn.Linear(3, 3), name, nn.init.ones_)

@@ -1,0 +1,123 @@
+"""Names, dotted names and patterns."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from negdiag_param import (
+    init_,
+    negative_diagonals,
+    register_negative_diagonal,
+    remove_negative_diagonal,
+)
+from tests.support.asserts import assert_same_bits
+from tests.support.modules import Raw, transformer
+
+
+def names(model: nn.Module) -> list[str]:
+    return [name for name, _ in negative_diagonals(model)]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("head.weight", ["head.weight"]),
+        ("encoder.layers.1.linear1.weight", ["encoder.layers.1.linear1.weight"]),
+        ("*.linear?.weight", [f"encoder.layers.{i}.linear{j}.weight" for i in "01" for j in "12"]),
+        ("encoder.layers.[1].linear2.*", ["encoder.layers.1.linear2.weight"]),
+        ("head.*", ["head.weight"]),
+    ],
+)
+def test_a_name_or_pattern_means_tensors_with_a_diagonal(pattern, expected):
+    model = transformer()
+    assert register_negative_diagonal(model, pattern) is model
+    assert names(model) == expected
+    remove_negative_diagonal(model, pattern if pattern != "head.*" else "head.w*")
+    assert names(model) == []
+    assert not any(parametrize.is_parametrized(module) for module in model.modules())
+
+
+def test_patterns_work_for_removal_and_initialization_again():
+    model = register_negative_diagonal(transformer(), "encoder.*.weight")
+    everything = names(model)
+    remove_negative_diagonal(model, "*.0.*")
+    left = [name for name in everything if ".0." not in name]
+    assert names(model) == left
+    init_(model, "*", nn.init.constant_, -2.0)
+    for _, diagonal in negative_diagonals(model):
+        assert diagonal.allclose(torch.tensor(-2.0))
+
+
+def test_a_pattern_leaves_buffers_and_vectors_alone():
+    model = nn.ModuleDict({"raw": Raw()})
+    register_negative_diagonal(model, "raw.[!b]*")
+    assert names(model) == ["raw.square"]
+    vectors = nn.ModuleDict({"raw": Raw()})
+    register_negative_diagonal(vectors, "raw.[sv]*", dims=())
+    assert names(vectors) == ["raw.square", "raw.vector"]
+
+
+@pytest.mark.parametrize("name", ["*.linear3.weight", "encoder.layers.0.linear1.wieght", "head"])
+@pytest.mark.parametrize("call", [register_negative_diagonal, remove_negative_diagonal])
+def test_no_match_names_what_is_near(call, name):
+    with pytest.raises(ValueError, match=r"near names: .*(linear|head)"):
+        call(transformer(), name)
+
+
+def test_a_pattern_over_vectors_only_has_no_match():
+    with pytest.raises(ValueError, match="no match"):
+        register_negative_diagonal(transformer(), "*.bias")
+
+
+def test_all_or_nothing():
+    model = transformer()
+    with torch.no_grad():
+        model["encoder"].layers[1].linear2.weight[0, 0] = float("nan")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"encoder\.layers\.1\.linear2\.weight.*NaN"):
+        register_negative_diagonal(model, "*.linear?.weight")
+    assert list(model.state_dict()) == list(before)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor.nan_to_num(7), before[name].nan_to_num(7))
+    assert not any(parametrize.is_parametrized(module) for module in model.modules())
+
+
+def test_a_pattern_over_registered_tensors_is_refused_as_a_whole():
+    model = register_negative_diagonal(transformer(), "head.weight")
+    with pytest.raises(ValueError, match=r"head\.weight: .*registered"):
+        register_negative_diagonal(model, "*.weight")
+    assert names(model) == ["head.weight"]
+
+
+@pytest.mark.parametrize("bad", [None, 3, b"weight"])
+def test_arguments_of_the_wrong_type(bad):
+    with pytest.raises(TypeError, match="tensor_name"):
+        register_negative_diagonal(nn.Linear(3, 3), bad)
+    with pytest.raises(TypeError, match="module"):
+        register_negative_diagonal(bad)
+
+
+def test_a_failure_in_the_middle_restores_every_module(monkeypatch):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+    weights = [layer.weight.detach().clone() for layer in model]
+    real = parametrize.register_parametrization
+    calls = []
+
+    def fails_late(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        calls.append(module)
+        result = real(module, *args, **kwargs)
+        if len(calls) == 3:
+            raise RuntimeError("no memory")
+        return result
+
+    monkeypatch.setattr(parametrize, "register_parametrization", fails_late)
+    with pytest.raises(RuntimeError, match="no memory"):
+        register_negative_diagonal(model, "*.weight")
+    for layer, weight in zip(model, weights, strict=True):
+        assert type(layer) is nn.Linear
+        assert_same_bits(layer.weight, weight)
+        assert not layer._load_state_dict_pre_hooks
+        assert "parametrizations" not in layer._modules

@@ -1,0 +1,117 @@
+"""A negative diagonal beside other parametrizations of the same tensor."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
+
+from negdiag_param import NegExpDiagonal, plain_state_dict, register_negative_diagonal
+from tests.support.asserts import reflected
+from tests.support.modules import Half, linear
+from tests.support.tables import LAYERS, every_map
+
+
+class Square(nn.Module):
+    """Has no inverse."""
+
+    def forward(self, original: Tensor) -> Tensor:
+        return original.square()
+
+
+def linear_with(parametrization: nn.Module | None = None) -> nn.Linear:
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 4)
+    if parametrization is not None:
+        parametrize.register_parametrization(layer, "weight", parametrization)
+    return layer
+
+
+@every_map
+def test_ours_after_another_keeps_the_value(map):
+    expected = reflected(LAYERS["linear"], linear_with(Half()).weight)
+    module = register_negative_diagonal(linear_with(Half()), map=map)
+    torch.testing.assert_close(module.weight, expected)
+    module.weight = expected * 3
+    torch.testing.assert_close(module.weight, expected * 3)
+    module.weight.sum().backward()
+    assert module.parametrizations.weight.original.grad.diagonal().count_nonzero() == 4
+
+
+@every_map
+def test_ours_after_weight_norm_keeps_the_value(map):
+    stock = parametrizations.weight_norm(linear_with())
+    expected = reflected(LAYERS["linear"], stock.weight)
+    module = register_negative_diagonal(parametrizations.weight_norm(linear_with()), map=map)
+    torch.testing.assert_close(module.weight, expected)
+    (module.weight - 1).square().sum().backward()
+    with torch.no_grad():
+        for parameter in module.parametrizations.weight.parameters():
+            parameter.sub_(parameter.grad)
+    assert (module.weight.diagonal() < 0).all()
+    with parametrize.cached():
+        assert module.weight is module.weight
+    replica = copy.deepcopy(module)
+    assert torch.equal(replica.weight, module.weight)
+
+
+@every_map
+def test_a_chain_pickles(map):
+    module = register_negative_diagonal(linear_with(Half()), map=map)
+    assert torch.equal(pickle.loads(pickle.dumps(module)).weight, module.weight)
+
+
+@every_map
+def test_ours_twice_is_refused(map):
+    module = register_negative_diagonal(linear_with(), map=map)
+    before = module.weight.clone()
+    with pytest.raises(ValueError, match="registered"):
+        register_negative_diagonal(module, map="exp")
+    assert torch.equal(module.weight, before)
+    assert len(module.parametrizations.weight) == 1
+
+
+def test_ours_after_our_bare_class_is_refused():
+    module = linear_with(NegExpDiagonal(infeasible="reflect"))
+    with pytest.raises(ValueError, match="registered"):
+        register_negative_diagonal(module)
+
+
+def test_another_after_ours_works_on_its_output():
+    module = register_negative_diagonal(linear_with())
+    before = module.weight.clone()
+    parametrize.register_parametrization(module, "weight", Half())
+    torch.testing.assert_close(module.weight, before / 2)
+    module.weight = before
+    torch.testing.assert_close(module.weight, before)
+    replica = copy.deepcopy(module)
+    torch.testing.assert_close(replica.weight, before)
+    parametrize.remove_parametrizations(module, "weight")
+    torch.testing.assert_close(module.weight, before)
+    torch.testing.assert_close(replica.weight, before)
+
+
+def test_a_predecessor_without_an_inverse_is_refused_and_nothing_changes():
+    module = linear_with(Square())
+    before = module.weight.clone()
+    with pytest.raises(ValueError, match="right_inverse"):
+        register_negative_diagonal(module)
+    assert torch.equal(module.weight, before)
+    assert len(module.parametrizations.weight) == 1
+
+
+def test_the_state_of_a_chain_loads_into_a_like_one():
+    source = register_negative_diagonal(linear_with(Half()))
+    target = register_negative_diagonal(linear_with(Half()))
+    source.weight = -torch.eye(4)
+    target.load_state_dict(source.state_dict())
+    torch.testing.assert_close(target.weight, source.weight)
+
+
+def test_plain_state_dict_refuses_a_chain():
+    layer = register_negative_diagonal(linear())
+    parametrize.register_parametrization(layer, "weight", nn.Identity())
+    with pytest.raises(ValueError, match="weight: expected no other parametrization beside"):
+        plain_state_dict(layer)

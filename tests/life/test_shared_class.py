@@ -1,0 +1,110 @@
+"""Registered modules of a kind share a class, and none can change it for the others."""
+
+import abc
+import copy
+import gc
+import pickle
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from negdiag_param import register_negative_diagonal, remove_negative_diagonal
+from tests.support.modules import Half
+
+
+def linear() -> nn.Linear:
+    return register_negative_diagonal(nn.Linear(3, 3))
+
+
+def gru() -> nn.GRU:
+    return register_negative_diagonal(nn.GRU(3, 3, 2), "weight_hh*")
+
+
+def test_it_is_one_class_for_layers_copies_and_pickles():
+    layer = linear()
+    family = [layer, linear(), copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))]
+    assert len({type(member) for member in family}) == 1
+    assert type(layer).__name__ == "ParametrizedLinear"
+    assert parametrize.type_before_parametrizations(layer) is nn.Linear
+    assert type(linear()) is not type(gru())
+
+
+def test_it_goes_with_the_last_of_them():
+    class Short(nn.Linear):
+        pass
+
+    layer = register_negative_diagonal(Short(3, 3))
+    gone = weakref.ref(type(layer))
+    del layer
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize(
+    "remove",
+    [
+        remove_negative_diagonal,
+        parametrize.remove_parametrizations,
+        lambda *target: parametrize.remove_parametrizations(*target, leave_parametrized=False),
+    ],
+    ids=["ours", "pytorch's", "pytorch's, not baked"],
+)
+def test_removing_from_one_leaves_the_others(remove):
+    layer, other = gru(), gru()
+    kept = other.weight_hh_l0.clone()
+    remove(layer, "weight_hh_l0")
+    assert isinstance(layer.weight_hh_l0, nn.Parameter)
+    assert "weight_hh_l0" in dict(layer.named_parameters())
+    assert torch.equal(other.weight_hh_l0, kept)
+    layer.weight_hh_l0 = nn.Parameter(torch.ones(9, 3))
+    assert (layer.weight_hh_l0 == 1).all()
+    other.weight_hh_l0 = 2 * kept
+    torch.testing.assert_close(other.weight_hh_l0, 2 * kept)
+    replica = pickle.loads(pickle.dumps(copy.deepcopy(layer)))
+    assert isinstance(replica.weight_hh_l0, nn.Parameter)
+    remove(layer, "weight_hh_l1")
+    assert type(layer) is nn.GRU
+    layer(torch.ones(1, 1, 3))[0].sum().backward()
+    other(torch.ones(1, 1, 3))[0].sum().backward()
+
+
+def test_another_parametrization_on_one_leaves_the_others():
+    layer, other = linear(), linear()
+    bias = other.bias
+    expected = layer.bias.detach().clone()
+    parametrize.register_parametrization(layer, "bias", Half())
+    torch.testing.assert_close(layer.bias, expected)
+    assert other.bias is bias
+    other.bias = nn.Parameter(torch.ones(3))
+    assert (other.bias == 1).all()
+    for module in (layer, other, linear()):
+        replica = copy.deepcopy(module)
+        torch.testing.assert_close(replica.bias, module.bias)
+        replica(torch.ones(1, 3)).sum().backward()
+    parametrize.remove_parametrizations(layer, "bias")
+    torch.testing.assert_close(layer.bias, expected)
+
+
+def test_a_metaclass_is_no_obstacle():
+    class Abstract(nn.Linear, abc.ABC):
+        pass
+
+    layer, other = (register_negative_diagonal(Abstract(3, 3)) for _ in range(2))
+    parametrize.remove_parametrizations(layer, "weight")
+    assert type(layer) is Abstract
+    assert (other.weight.diagonal() < 0).all()
+
+
+def test_an_ensemble_is_stacked():
+    layers = [linear() for _ in range(3)]
+    x = torch.randn(2, 3)
+    parameters, buffers = torch.func.stack_module_state(layers)
+
+    def run(p, b):
+        return torch.func.functional_call(layers[0], (p, b), (x,))
+
+    found = torch.func.vmap(run)(parameters, buffers)
+    torch.testing.assert_close(found, torch.stack([layer(x) for layer in layers]))

@@ -1,0 +1,84 @@
+"""Assigning a weight and reading it gives that weight."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.support.asserts import (
+    assert_negative,
+    assert_only_diagonal_differs,
+    assert_same_bits,
+    bits,
+    distance_in_eps,
+)
+from tests.support.tables import (
+    BUILT_IN,
+    CLASSES,
+    MARGINS,
+    every_dtype,
+    every_margin,
+    extremes,
+    matrix,
+    with_diagonal,
+)
+
+
+def round_away(value: float, dtype: torch.dtype) -> Tensor:
+    """The smallest number of ``dtype`` that is at least the positive ``value``."""
+    rounded = torch.tensor(value, dtype=torch.float64).to(dtype)
+    if rounded.item() < value:
+        # Positive floats are ordered as their bits are.
+        rounded = (bits(rounded) + 1).view(dtype)
+    return rounded
+
+
+@every_dtype
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_initialisation_is_exact(name, dtype):
+    eps = {torch.float32: 100, torch.float64: 300}.get(dtype, 40)
+    span = {torch.float16: 3, torch.bfloat16: 30, torch.float32: 30, torch.float64: 100}[dtype]
+    diagonal = -torch.logspace(-span, span, 101, dtype=torch.float64).to(dtype)
+    weight = with_diagonal(diagonal)
+    parametrization = BUILT_IN[name]()
+    found = parametrization(parametrization.right_inverse(weight))
+    assert_only_diagonal_differs(found, weight, matrix)
+    assert distance_in_eps(found.diagonal(), diagonal) <= (0 if name == "sign_flip" else eps)
+
+
+@every_dtype
+@every_margin
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_value_it_gives_can_be_assigned(name, margin, dtype):
+    parametrization = BUILT_IN[name](margin, infeasible="error")
+    weight = parametrization(with_diagonal(extremes(dtype)))
+    found = parametrization(parametrization.right_inverse(weight))
+    # Half an eps of the stored logarithm, which reaches 709 in float64 and 88 elsewhere.
+    assert distance_in_eps(found.diagonal(), weight.diagonal()) <= 360
+    if name == "sign_flip":
+        assert_same_bits(found, weight)
+
+
+@every_dtype
+@pytest.mark.parametrize("margin", [margin for margin in MARGINS if margin])
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_the_boundary_itself_is_feasible(name, margin, dtype):
+    parametrization = BUILT_IN[name](margin, infeasible="error")
+    bound = -round_away(margin, dtype)
+    weight = bound.expand(2, 2).contiguous()
+    assert_same_bits(parametrization(parametrization.right_inverse(weight)), weight)
+
+
+@every_dtype
+@every_margin
+@pytest.mark.parametrize("name", CLASSES)
+def test_infeasible_entries_are_reflected_or_start_a_little_inside(name, margin, dtype):
+    parametrization = CLASSES[name](margin, infeasible="reflect")
+    weight = torch.diag(torch.tensor([5.0, 0.0, margin, margin / 2, -margin / 2], dtype=dtype))
+    original = parametrization.right_inverse(weight).requires_grad_()
+    found = parametrization(original)
+    assert_negative(found.diagonal(), margin)
+    torch.testing.assert_close(found[0, 0], -weight[0, 0], rtol=0.05, atol=0)
+    found.sum().backward()
+    assert (original.grad.diagonal() != 0).all(), "an entry that cannot train"
+    away = max(1e-3, 8 * torch.finfo(dtype).eps * margin)
+    assert (found.diagonal()[1:].double() + margin >= -2 * away - 0.05 * margin).all()

@@ -1,0 +1,153 @@
+"""The parent's side of process groups that stay for many checks, each for one number of ranks."""
+
+import contextlib
+import multiprocessing
+import os
+import re
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import torch.distributed as dist
+
+from tests.ranks.harness import rank as child
+from tests.ranks.harness.watch import POLL, Limits, Watch
+
+Check = Callable[..., None]
+ENOUGH = 10.0  # seconds for a process to end that is about to
+IMPORTED = ["pytest", "torch", "torch._dynamo", "torch.testing"] + [
+    f"torch.distributed.{name}"
+    for name in ("fsdp", "tensor.parallel", "tensor.debug", "checkpoint.state_dict")
+]
+
+
+@dataclass
+class Rank:
+    process: BaseProcess
+    pipe: Connection
+    stacks: Path
+
+
+class Group:
+    """A process group that is whole: it is given up with the first check that fails in it."""
+
+    def __init__(self, count: int, folder: Path):
+        # Ranks are forked from a process that has imported PyTorch and does nothing else.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(IMPORTED)
+        self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self.ranks: list[Rank] = []
+        for rank in range(count):
+            pipe, theirs = context.Pipe()
+            stacks = folder / f"stacks-{rank}"
+            process = context.Process(
+                target=child.main, args=(rank, count, self.store.port, theirs, stacks), daemon=True
+            )
+            process.start()
+            theirs.close()
+            self.ranks.append(Rank(process, pipe, stacks))
+
+    def send(self, order: object) -> None:
+        for rank in self.ranks:
+            with contextlib.suppress(BrokenPipeError):  # who died has no outcome
+                rank.pipe.send(order)
+
+    def failure(self, what: str, limits: Limits) -> str:
+        """How ``what`` the ranks do now failed, or nothing once all of them have done it."""
+        watch = Watch(rank.process.pid for rank in self.ranks)
+        outcomes: dict[int, str] = {}
+        verdict = ""
+        while len(outcomes) < len(self.ranks) and not verdict:
+            left = {rank.pipe: i for i, rank in enumerate(self.ranks) if i not in outcomes}
+            for pipe in wait(list(left), timeout=POLL):
+                outcomes[left[pipe]] = self.outcome(self.ranks[left[pipe]])
+                watch.got_on()
+            if any(outcomes.values()):
+                limits = limits.after_failure()
+            verdict = watch.verdict(limits)
+        if len(outcomes) == len(self.ranks) and not any(outcomes.values()):
+            return ""
+        first = next((f"it failed on rank {i}" for i, text in outcomes.items() if text), verdict)
+        lines = [f"{what} on {len(self.ranks)} ranks: {first}"]
+        for i, rank in enumerate(self.ranks):
+            if i not in outcomes:
+                used = f"after {watch.spent(rank.process.pid):.2f} s of processor time"
+                lines.append(f"rank {i} was still in it {used}, at\n{self.stopped(rank)}")
+            else:
+                lines.append(f"rank {i}: {outcomes[i] or 'came to its end'}")
+        self.kill()
+        return "\n".join(lines)
+
+    def outcome(self, rank: Rank) -> str:
+        try:
+            return rank.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            rank.process.join(ENOUGH)
+            return f"died with exit code {rank.process.exitcode}\n{stack(rank)}".strip()
+
+    def stopped(self, rank: Rank) -> str:
+        """Ends a rank, which says where it stood."""
+        os.kill(rank.process.pid, signal.SIGABRT)
+        rank.process.join(ENOUGH)
+        return stack(rank) or "a place it did not tell"
+
+    def kill(self) -> None:
+        for rank in self.ranks:
+            rank.process.kill()
+            rank.process.join()
+            rank.pipe.close()
+
+
+def stack(rank: Rank) -> str:
+    """What faulthandler wrote, down to where the check begins, without what is ours."""
+    text = rank.stacks.read_text().removeprefix("Fatal Python error: Aborted\n\n")
+    threads = text.partition("\nExtension modules")[0].split("\n\n")
+    theirs = [thread for thread in threads if "in _end_with_the_parent" not in thread]
+    inner = [
+        re.sub(rf'\n  File "{re.escape(child.__file__)}".*', "", t, flags=re.S) for t in theirs
+    ]
+    return "\n".join(inner).strip()
+
+
+class Groups:
+    """A group for every number of ranks that is asked for, renewed where one was given up."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.groups: dict[int, Group] = {}
+
+    def failure(
+        self, check: Check, count: int, limits: Limits | None = None, **arguments: object
+    ) -> str:
+        """How ``check(**arguments)`` failed on that many ranks, or nothing."""
+        group = self.groups.pop(count, None)
+        if group is None:
+            folder = self.folder / str(count)
+            folder.mkdir(exist_ok=True)
+            group = Group(count, folder)
+            if failure := group.failure("the start", Limits()):
+                return failure
+        group.send((check.__module__, check.__name__, arguments))
+        try:
+            failure = group.failure(check.__name__, limits or Limits())
+        except BaseException:  # the test is interrupted
+            group.kill()
+            raise
+        if not failure:
+            self.groups[count] = group
+        return failure
+
+    def close(self) -> str:
+        """Lets all groups leave in order. How that failed, or nothing."""
+        failures = []
+        while self.groups:
+            _, group = self.groups.popitem()
+            group.send(None)
+            failures.append(group.failure("leaving", Limits()))
+            for rank in group.ranks:
+                rank.process.join(ENOUGH)
+            group.kill()
+        return "\n".join(filter(None, failures))

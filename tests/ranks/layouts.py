@@ -1,0 +1,94 @@
+"""Meshes, placements and shards, and what it means that a shard of the result is the result."""
+
+import itertools
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.distributed.tensor.placement_types import Placement
+
+from negdiag_param import (
+    NegativeDiagonal,
+    NegExpDiagonal,
+    NegSoftplusDiagonal,
+    SignFlipDiagonal,
+)
+
+Placements = tuple[Placement, ...]
+
+
+class NegSquareDiagonal(NegativeDiagonal):
+    """A user's map, which comes without a slope."""
+
+    def map(self, x: Tensor) -> Tensor:
+        return -x.square() - 1e-3
+
+    def inverse(self, d: Tensor) -> Tensor:
+        return (-d - 1e-3).clamp(min=0).sqrt()
+
+
+BUILT_IN = (NegExpDiagonal, NegSoftplusDiagonal, SignFlipDiagonal)
+CLASSES = (*BUILT_IN, NegSquareDiagonal)
+
+
+def mesh() -> DeviceMesh:
+    """All ranks in one line, or four of them in a square."""
+    ranks = dist.get_world_size()
+    return init_device_mesh("cpu", (2, 2) if ranks == 4 else (ranks,))
+
+
+def layouts(mesh: DeviceMesh, ndim: int) -> Iterator[Placements]:
+    each = [Replicate(), *(Shard(dim) for dim in range(ndim))]
+    for placements in itertools.product(each, repeat=mesh.ndim):
+        # A mesh of two dimensions is for what one cannot show.
+        if mesh.ndim == 1 or Replicate() not in placements:
+            yield placements
+
+
+def along(dim: int, mesh: DeviceMesh) -> Placements:
+    """Shards of one dimension only."""
+    return (Shard(dim),) * mesh.ndim
+
+
+def shard(tensor: Tensor, mesh: DeviceMesh, placements: Placements) -> DTensor:
+    return distribute_tensor(tensor.detach(), mesh, placements, src_data_rank=None)
+
+
+def assert_parity(
+    parametrization: NegativeDiagonal,
+    shape: tuple[int, ...],
+    mesh: DeviceMesh,
+    placements: Placements,
+) -> None:
+    """Bit for bit and without a collective: value, gradient and inverse."""
+    x, grad = torch.randn(shape), torch.randn(shape)
+    alone = x.clone().requires_grad_()
+    weight = parametrization(alone)
+    weight.backward(grad)
+    inverse = parametrization.right_inverse(x)
+
+    sharded = shard(x, mesh, placements).requires_grad_()
+    with CommDebugMode() as debug:
+        found = parametrization(sharded)
+        found.backward(shard(grad, mesh, placements))
+        found_inverse = parametrization.right_inverse(sharded)
+    assert debug.get_total_counts() == 0
+    with torch.no_grad():
+        without_grad = parametrization(sharded)
+    for ours, theirs in (
+        (found, weight),
+        (without_grad, weight),
+        (sharded.grad, alone.grad),
+        (found_inverse, inverse),
+    ):
+        assert ours.placements == placements
+        assert ours.shape == theirs.shape
+        if ours is not sharded.grad:  # of an empty shard, PyTorch reports other strides
+            assert ours.stride() == theirs.stride()
+        assert ours.to_local().equal(shard(theirs, mesh, placements).to_local()), (
+            f"{parametrization} of {shape} for {placements}"
+        )

@@ -1,0 +1,67 @@
+"""Both at once, on a grid of four ranks: parallelize, then register, then fully_shard."""
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import Shard
+from torch.distributed.tensor.parallel import parallelize_module
+
+from negdiag_param import init_, register_negative_diagonal
+from tests.ranks.harness import CLOCK, on
+from tests.ranks.models import (
+    EVEN,
+    MAPS,
+    PLAN,
+    assert_communicates_as_without,
+    assert_same_diagonals,
+    assert_same_weights,
+    assert_trained_alike,
+    make,
+    registered,
+    shard,
+    train,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(CLOCK)]
+
+
+def grid() -> DeviceMesh:
+    return init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+
+
+def sharded_twice(with_diagonal: bool = True, map: str = "exp") -> nn.Sequential:
+    mesh = grid()
+    model = parallelize_module(make(EVEN), mesh["tp"], PLAN)
+    if with_diagonal:
+        register_negative_diagonal(model, "*.weight", map=map)
+    return shard(model, mesh=mesh["dp"])
+
+
+@pytest.mark.parametrize("map", MAPS)
+@on(4)
+def test_trains_as_one_process(map: str) -> None:
+    alone, model = registered(map, EVEN), sharded_twice(map=map)
+    train(alone, split=False)
+    train(model, split=grid()["dp"])
+    assert_trained_alike(model, alone)
+    # Tensor parallelism and FSDP2 both cut the rows of the first layer.
+    assert "_StridedShard" in repr(model[0].weight.placements)
+    assert model[2].weight.placements == (Shard(0), Shard(1))
+
+
+@on(4)
+def test_communicates_as_without() -> None:
+    assert_communicates_as_without(sharded_twice, split=grid()["dp"])
+
+
+@on(4)
+def test_is_read_assigned_initialised_and_monitored() -> None:
+    alone, model = registered(n=EVEN), sharded_twice()
+    value = torch.randn(EVEN, EVEN).fill_diagonal_(-2)
+    for m in (alone, model):
+        init_(m, "2.weight", nn.init.orthogonal_)
+        init_(m, "2.weight", nn.init.eye_)
+        m[0].weight = value
+    assert_same_weights(model, alone)
+    assert_same_diagonals(model, alone)

@@ -1,0 +1,46 @@
+"""Where the diagonal lies in a shard, for every shape, option and placement."""
+
+import pytest
+
+from tests.ranks.harness import CLOCK, on
+from tests.ranks.layouts import CLASSES, along, assert_parity, layouts, mesh
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(CLOCK)]
+
+# Shapes that are even, uneven, rectangular both ways and smaller than the number of ranks.
+CASES: list[tuple[tuple[int, ...], dict[str, object]]] = [
+    ((12, 12), {}),
+    ((7, 5), {"margin": 0.5}),
+    ((5, 9), {}),
+    ((1, 4), {}),
+    ((2, 2), {}),
+    ((5, 7), {"dims": (1, 0)}),
+    ((6,), {}),
+    ((4, 6), {"dims": ()}),
+    ((3, 5, 5), {"dims": (-2, -1)}),
+    ((9, 4), {"blocks": 3}),
+    ((20, 5), {"blocks": 4}),
+    ((8, 1, 3), {"blocks": 8}),
+    ((8, 4, 3, 3), {"blocks": 2}),
+    ((6, 6, 5), {"taps": "center"}),
+    ((6, 2, 3, 3), {"taps": "center", "blocks": 3}),
+]
+
+
+@pytest.mark.parametrize(("shape", "options"), CASES, ids=str)
+@on(3, 4)
+def test_shards_have_parity(shape: tuple[int, ...], options: dict[str, object]) -> None:
+    where = mesh()
+    for i, placements in enumerate(layouts(where, len(shape))):
+        kind = CLASSES[i % len(CLASSES)]
+        assert_parity(kind(infeasible="reflect", **options), shape, where, placements)
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("margin", [0.0, 0.7])
+@on(3, 4)
+def test_every_map_has_parity(margin: float, dim: int) -> None:
+    where = mesh()
+    for kind in CLASSES:
+        parametrization = kind(margin=margin, infeasible="reflect")
+        assert_parity(parametrization, (8, 6), where, along(dim, where))

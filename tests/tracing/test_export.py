@@ -1,0 +1,68 @@
+"""Exported programs keep the map: another original still comes out negative."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from negdiag_param import register_negative_diagonal
+from tests.support.asserts import first, registered, sample, shifted
+from tests.support.tables import Layer, every_layer, every_layer_once_every_map_somewhere
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+NAMES = (
+    "linear",
+    "linear_tall",
+    "conv2d_groups",
+    "conv2d_center",
+    "transposed1d",
+    "gru",
+    "lstm",
+    "raw",
+    "raw_batch",
+    "raw_vector",
+)
+
+
+def assert_export_keeps_the_map(layer: Layer, map: Any, strict: bool) -> None:
+    module, x = registered(layer, map), sample(layer)
+    exported = torch.export.export(module, (x,), strict=strict)
+    again = exported.module()
+    torch.testing.assert_close(first(again(x)), first(module(x)))
+    key = f"parametrizations.{layer.tensor_name}.original"
+    assert key in exported.state_dict
+    expected = shifted(layer, module, 2.0)
+    with torch.no_grad():
+        again.get_parameter(key).add_(2.0)
+        torch.testing.assert_close(first(again(x)), expected)
+
+
+@every_layer_once_every_map_somewhere(*NAMES, somewhere=("linear",))
+def test_export_keeps_the_map(layer, map):
+    assert_export_keeps_the_map(layer, map, strict=False)
+
+
+@pytest.mark.slow
+@every_layer(*(name for name in NAMES if name not in ("gru", "lstm")))
+def test_strict_export_keeps_the_map(layer):
+    assert_export_keeps_the_map(layer, "exp", strict=True)
+
+
+def test_export_does_not_leave_the_module_changed():
+    module = register_negative_diagonal(nn.Linear(4, 4))
+    torch.export.export(module, (torch.eye(4),))
+    module(torch.eye(4)).sum().backward()
+    assert module.parametrizations.weight.original.grad is not None
+
+
+def test_an_exported_model_trains():
+    module = register_negative_diagonal(nn.Linear(4, 4))
+    again = torch.export.export(module, (torch.eye(4),)).module()
+    optimizer = torch.optim.SGD(again.parameters(), lr=0.02)
+    for _ in range(5):
+        optimizer.zero_grad()
+        (again(torch.eye(4)) - 5).square().sum().backward()
+        optimizer.step()
+    found = again(torch.eye(4)) - again.bias
+    assert (found.diagonal() < 0).all()
