@@ -1,0 +1,1 @@
+"""PyTorch's traps, each sprung on a naive parametrization and passed over by this package."""
