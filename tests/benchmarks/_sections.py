@@ -1,0 +1,188 @@
+"""The sections of the benchmark: what is measured beside what, and in which unit."""
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from negdiag_param import register_negative_diagonal
+from tests.benchmarks import _cuda, _layers
+from tests.benchmarks._layers import Layer
+from tests.benchmarks._memory import peak_bytes
+from tests.benchmarks._peers import peer_jobs
+from tests.benchmarks._report import Table
+from tests.benchmarks._rivals import FLOOR, FORUM, LOOP, MAPS, RIVALS, Constrain, clamp_, forum
+from tests.benchmarks._timing import Job, Meter
+
+IN_CLONES = "In units of one `weight.clone()` of the same size."
+CLAMP = "clamping after each optimizer step, all it costs"
+
+
+def alone(meter: Meter, sizes: Sequence[int], loop_up_to: int) -> list[Table]:
+    """The parametrization by itself, beside what a user would write."""
+    forward = Table("The parametrization alone, forward", IN_CLONES)
+    both = Table("The parametrization alone, forward and backward", IN_CLONES)
+    ways = _ours()
+    for n in sizes:
+        tell(f"alone, n={n}")
+        weight, grad = _pair(n, meter.device)
+        fits = ways | RIVALS | FLOOR
+        if n > loop_up_to:
+            del fits[LOOP]
+        unit = Job(weight.detach().clone)
+        jobs = {name: Job(partial(way, weight)) for name, way in fits.items()}
+        forward.put(f"n={n}", meter.compare(unit, jobs))
+        jobs = {name: Job(_pass(way, weight, grad)) for name, way in fits.items()}
+        jobs[CLAMP] = Job(partial(clamp_, weight))
+        both.put(f"n={n}", meter.compare(unit, jobs))
+    return [forward, both]
+
+
+def layers(meter: Meter, every: Sequence[Layer], also_compiled: Sequence[Layer]) -> list[Table]:
+    """Registered layers against bare ones."""
+    unit = "In units of the bare layer, which is compiled where the registered one is."
+    train = Table("A layer's train step (forward and backward)", unit)
+    evaluation = Table("A layer in eval mode, without gradients", unit)
+    for layer in every:
+        compiled = layer in also_compiled
+        tell(f"{layer.name}{', also compiled' if compiled else ''}")
+        for table, ratios in (
+            (train, _layers.train_ratios),
+            (evaluation, _layers.eval_ratios),
+        ):
+            table.rows[layer.name] = dict(ratios(layer, meter, compiled))
+    return [train, evaluation]
+
+
+def peers(meter: Meter, sizes: Sequence[int]) -> list[Table]:
+    """What other constraints cost on the same job."""
+    table = Table("Other constraints on an n x n weight, forward and backward", IN_CLONES)
+    for n in sizes:
+        unit = Job(torch.randn(n, n, device=meter.device).clone)
+        for name, job in peer_jobs(n, meter.device):
+            tell(f"{name}, n={n}")
+            result = job if isinstance(job, str) else meter.compare(unit, {name: job})[name]
+            table.put(f"n={n}", {name: result})
+    return [table]
+
+
+def growth(meter: Meter, sizes: Sequence[int]) -> list[Table]:
+    """Cost in clones from small to large."""
+    table = Table("Growth with n, forward and backward", IN_CLONES)
+    ways: dict[str, Constrain] = {"negdiag_param, exp": MAPS["exp"](), FORUM: forum}
+    ways |= FLOOR
+    for n in sizes:
+        tell(f"growth, n={n}")
+        weight, grad = _pair(n, meter.device)
+        jobs = {name: Job(_pass(way, weight, grad)) for name, way in ways.items()}
+        table.put(f"n={n}", meter.compare(Job(weight.detach().clone), jobs))
+    return [table]
+
+
+def memory(device: torch.device, n: int) -> list[Table]:
+    """The peak of a train step."""
+    tell(f"memory, n={n}")
+    table = Table(
+        f"Peak memory of a train step beyond weight and gradient, Linear({n}, {n}), batch 1",
+        "In units of the weight's size.",
+    )
+    ways = _ours() | RIVALS
+    del ways[LOOP]
+    modules: dict[str, nn.Module] = {"bare": nn.Linear(n, n)}
+    modules |= {name: _layers.constrained(n, way) for name, way in ways.items()}
+    x = torch.randn(1, n, device=device, requires_grad=True)
+    for name, module in modules.items():
+        step = _and_cleared(module.to(device), x)
+        table.put("extra", {name: peak_bytes(step, device) / (4 * n * n) - 1})
+    return [table]
+
+
+def kernels(device: torch.device, n: int) -> list[Table]:
+    """Launches per pass."""
+    table = Table(f"Kernels launched, n={n}", "Kernels, copies and fills.")
+    weight, grad = _pair(n, device)
+    for name, make in MAPS.items():
+        tell(f"kernels, {name}")
+        torch.compiler.reset()
+        eager = make()
+        for mode, way in (("eager", eager), ("compiled", torch.compile(eager, fullgraph=True))):
+            forward = _cuda.kernels(partial(way, weight))
+            both = _cuda.kernels(_pass(way, weight, grad))
+            cells = {f"{mode}, forward": forward, f"{mode}, backward": both - forward}
+            table.rows.setdefault(name, {}).update(cells)
+    return [table]
+
+
+def bandwidth(meter: Meter, sizes: Sequence[int]) -> list[Table]:
+    """How close to copying once each way."""
+    table = Table(
+        "Share of the copy bandwidth", "1.00 is one clone forward, two forward and backward."
+    )
+    for n in sizes:
+        tell(f"bandwidth, n={n}")
+        weight, grad = _pair(n, meter.device)
+        for name, make in MAPS.items():
+            way = make()
+            jobs = {
+                "forward": Job(partial(way, weight)),
+                "both": Job(_pass(way, weight, grad)),
+            }
+            ratios = meter.compare(Job(weight.detach().clone), jobs)
+            shares = {
+                f"n={n}, forward": 1 / ratios["forward"].median,
+                f"n={n}, forward and backward": 2 / ratios["both"].median,
+            }
+            table.rows.setdefault(name, {}).update(shares)
+    return [table]
+
+
+def captured(meter: Meter, sizes: Sequence[int]) -> list[Table]:
+    """A whole train step as a CUDA graph."""
+    table = Table(
+        "A compiled train step with SGD, captured in a CUDA graph",
+        "In units of the bare layer's.",
+    )
+    for n in sizes:
+        tell(f"CUDA graph, n={n}")
+        torch.compiler.reset()
+        x = torch.randn(128, n, device=meter.device)
+        bare = nn.Linear(n, n, device=meter.device)
+        ours = register_negative_diagonal(nn.Linear(n, n, device=meter.device))
+        unit, job = (_cuda.captured_step(layer, x) for layer in (bare, ours))
+        table.put(f"n={n}", meter.compare(unit, {"exp": job}))
+    return [table]
+
+
+def tell(progress: str) -> None:
+    print(progress, file=sys.stderr, flush=True)
+
+
+def _ours() -> dict[str, Constrain]:
+    return {f"negdiag_param, {name}": make() for name, make in MAPS.items()}
+
+
+def _pair(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    weight, grad = (torch.randn(n, n, device=device) for _ in range(2))
+    return weight.requires_grad_(), grad
+
+
+def _pass(way: Constrain, weight: Tensor, grad: Tensor) -> Callable[[], None]:
+    def run() -> None:
+        weight.grad = None
+        way(weight).backward(grad)  # type: ignore[no-untyped-call]
+
+    return run
+
+
+def _and_cleared(module: nn.Module, x: Tensor) -> Callable[[], None]:
+    step = _layers.train_step(module, module, x)
+
+    def run() -> None:
+        step()
+        x.grad = None
+        for parameter in module.parameters():
+            parameter.grad = None
+
+    return run
