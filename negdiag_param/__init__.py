@@ -2,8 +2,8 @@
 
 from negdiag_param._doors.diagonals import negative_diagonals
 from negdiag_param._doors.init import init_
+from negdiag_param._doors.plain import plain_state_dict
 from negdiag_param._doors.register import register_negative_diagonal, remove_negative_diagonal
-from negdiag_param._life.checkpoints import plain_state_dict
 from negdiag_param._parametrizations.base import NegativeDiagonal
 from negdiag_param._parametrizations.ready import (
     NegExpDiagonal,
@@ -23,3 +23,7 @@ __all__ = [
     "remove_negative_diagonal",
 ]
 __version__ = "0.1.0"
+
+for _name in __all__:
+    # Pickles and help() know this door only, wherever a room behind it moves.
+    globals()[_name].__module__ = __name__

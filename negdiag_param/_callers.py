@@ -1,14 +1,38 @@
-"""Where the user's own code stands on the stack."""
+"""Who has called, as the stack tells."""
 
 import inspect
 import warnings
+from collections.abc import Iterator
 
 _PASSED_BY = ("torch", "negdiag_param")
+# What functional_call puts tensors in with.
+_SUBSTITUTES = ("torch.nn.utils.stateless", "torch.nn.utils._named_member_accessor")
 
 
 def warn_user(message: str) -> None:
     """Warns at the user's line, however many of our frames and PyTorch's lie in between."""
-    frame, level = inspect.currentframe(), 1
-    while frame and frame.f_globals.get("__name__", "").partition(".")[0] in _PASSED_BY:
-        frame, level = frame.f_back, level + 1
+    level = 1
+    for name in _callers():
+        level += 1
+        if name.partition(".")[0] not in _PASSED_BY:
+            break
     warnings.warn(message, UserWarning, stacklevel=level)
+
+
+def is_substituting() -> bool:
+    """Whether ``torch.func.functional_call`` is putting a tensor in, to take it out again."""
+    for name in _callers():
+        if name in _SUBSTITUTES:
+            return True
+        if name.partition(".")[0] not in _PASSED_BY:
+            return False
+    return False
+
+
+def _callers() -> Iterator[str]:
+    """The modules of the functions that called the caller, from the innermost on."""
+    frame = inspect.currentframe()
+    frame = frame.f_back and frame.f_back.f_back if frame else None
+    while frame:
+        yield frame.f_globals.get("__name__", "")
+        frame = frame.f_back

@@ -39,6 +39,15 @@ def own_buffers(module: nn.Module) -> dict[str, Tensor | None]:
     return module._buffers
 
 
+def non_persistent_buffers(module: nn.Module) -> set[str]:
+    """The names of the buffers that stay out of checkpoints, live."""
+    try:
+        return module._non_persistent_buffers_set
+    except AttributeError:
+        _warn_once("nn.Module._non_persistent_buffers_set", "registered buffers become persistent")
+        return set()
+
+
 def loading_method(cls: type[nn.Module]) -> Callable[..., None] | None:
     """What reads the entries of a module itself from a state dict; None if that is unknown."""
     try:

@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from negdiag_param._doors import targets
+from negdiag_param._doors.targets import Target
 from negdiag_param._life import lookup
 from negdiag_param._ranks import dtensor
+from negdiag_param._torch_private import is_just_forward
 
 
 def negative_diagonals(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -18,9 +20,13 @@ def negative_diagonals(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     Args:
         model: any module; its registered tensors are found within it.
 
-    Yields:
-        The name of the tensor and its diagonal, shaped as ``weight.diagonal()`` for a matrix.
-        A distributed tensor is gathered for it, so every rank has to take part.
+    Returns:
+        An iterator over the name of the tensor and its diagonal, shaped as ``weight.diagonal()``
+        for a matrix. A distributed tensor is gathered for it, so every rank has to take part.
+        Wrappers such as ``torch.compile`` do not change the names.
+
+    Raises:
+        TypeError: if ``model`` is not a module.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
@@ -29,10 +35,14 @@ def negative_diagonals(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         [('0.weight', (2,)), ('2.weight', (2,))]
         >>> sum(diagonal.square().sum() for _, diagonal in negative_diagonals(model)).backward()
     """
-    for target in targets.registered(model):
-        parametrization = lookup.ours(target.owner)[target.tensor_name]
-        if lookup.is_alone(target.owner, target.tensor_name):
-            yield target.name, parametrization.entries(target.stored[0])
-        else:
-            diagonal = parametrization.options.diagonal
-            yield target.name, diagonal.view(dtensor.whole(target.tensor))
+    return map(_diagonal, targets.registered(targets.checked(model, "model")))
+
+
+def _diagonal(target: Target) -> tuple[str, Tensor]:
+    parametrization = lookup.ours(target.owner)[target.tensor_name]
+    chain = lookup.lists(target.owner)[target.tensor_name]
+    if lookup.is_alone(target.owner, target.tensor_name) and all(
+        map(is_just_forward, (chain, parametrization))
+    ):
+        return target.name, parametrization.entries(target.stored[0])
+    return target.name, parametrization.options.diagonal.view(dtensor.whole(target.tensor))

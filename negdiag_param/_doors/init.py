@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from negdiag_param._doors import targets
-from negdiag_param._life.assign import assign_silently
+from negdiag_param._life.assign import Write, silent_writes
 from negdiag_param._ranks import dtensor
 
 M = TypeVar("M", bound=nn.Module)
@@ -36,7 +36,8 @@ def init_(
     Raises:
         TypeError: if an argument is of the wrong type.
         ValueError: if a tensor is not there or not registered, or the initializer makes a NaN, an
-            infinity or, with ``infeasible="error"``, an infeasible diagonal entry.
+            infinity or, with ``infeasible="error"``, an infeasible diagonal entry. Nothing has
+            changed then.
 
     Example:
         >>> layer = register_negative_diagonal(nn.Linear(3, 3))
@@ -46,10 +47,13 @@ def init_(
                 [ 0.5000, -0.5000,  0.5000],
                 [ 0.5000,  0.5000, -0.5000]])
     """
+    writes: list[Write] = []
     for target in targets.find_registered(module, tensor_name):
         with torch.no_grad():
             value = dtensor.whole(target.tensor).clone()
             initializer(value, *args, **kwargs)
             value = dtensor.agreed(value, target.stored[0])
-        assign_silently(target.owner, target.tensor_name, value)
+        writes += silent_writes(target.owner, target.tensor_name, value)
+    for write in writes:
+        write.carry_out()
     return module

@@ -32,6 +32,19 @@ def blocks(owner: nn.Module, tensor_name: str) -> int:
     return 1
 
 
+def check_gradient(owner: nn.Module, name: str) -> None:
+    """Refuses layers with sparse gradients: those of an original are dense.
+
+    Raises:
+        ValueError: if ``owner`` is one.
+    """
+    if isinstance(owner, (nn.Embedding, nn.EmbeddingBag)) and owner.sparse:
+        raise ValueError(
+            f"{name}: expected a layer with dense gradients, got {type(owner).__name__}("
+            f"sparse=True); make it with sparse=False"
+        )
+
+
 def check_center(owner: nn.Module, tensor_name: str, name: str) -> None:
     """Refuses a dilated even kernel: the diagonal of its matrix falls between two taps.
 

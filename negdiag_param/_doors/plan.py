@@ -13,6 +13,7 @@ from typing_extensions import Unpack
 from negdiag_param._doors import layers
 from negdiag_param._doors.targets import Target
 from negdiag_param._life import lookup
+from negdiag_param._maths.diagonal import Diagonal
 from negdiag_param._parametrizations.base import NegativeDiagonal
 from negdiag_param._parametrizations.invert import judged
 from negdiag_param._parametrizations.options import Options, OptionsDict
@@ -23,6 +24,7 @@ from negdiag_param._parametrizations.ready import (
 )
 from negdiag_param._parametrizations.record import Record
 from negdiag_param._parametrizations.transform import TransformDiagonal
+from negdiag_param._torch_private import non_persistent_buffers
 
 MapName = Literal["exp", "softplus", "sign_flip"]
 Map: TypeAlias = MapName | type[NegativeDiagonal] | NegativeDiagonal | Transform
@@ -70,7 +72,7 @@ def planned(target: Target, template: NegativeDiagonal) -> NegativeDiagonal:
         TypeError: if the tensor or its module cannot carry one.
         ValueError: if it carries one already, or the options do not fit it.
     """
-    name, owner, tensor_name = target
+    name, owner, tensor_name, _ = target
     if isinstance(owner, torch.jit.ScriptModule):
         raise TypeError(f"{name}: expected a module in Python, got a {type(owner).__name__}")
     if lookup.find(owner, tensor_name):
@@ -84,10 +86,12 @@ def planned(target: Target, template: NegativeDiagonal) -> NegativeDiagonal:
     with torch.no_grad():
         tensor = target.tensor
     parametrization = copy.deepcopy(template)
-    parametrization.record = Record(name, _order(owner))
+    persistent = tensor_name not in non_persistent_buffers(owner)
+    parametrization.record = Record(name, _order(owner), persistent)
     parametrization.options = _fitted(template.options, target, tensor.ndim)
     options = parametrization.options
     judged(tensor, options.diagonal, parametrization.strict, options.at_registration, name)
+    layers.check_gradient(owner, name)
     if template.options.taps == "center":
         layers.check_center(owner, tensor_name, name)
     return parametrization
@@ -100,14 +104,23 @@ def _order(owner: nn.Module) -> tuple[str, ...]:
 
 def _fitted(options: Options, target: Target, ndim: int) -> Options:
     """The options with what the layer says of dims and blocks."""
-    name, owner, tensor_name = target
+    name, owner, tensor_name, _ = target
     if options.dims is None and ndim > 2 and not layers.has_kernel(owner, tensor_name):
         tensor = target.tensor
         raise ValueError(
             f"{name}: expected dims, such as dims=(-2, -1), for a tensor of {ndim} "
             f"dimensions, got none; shape {tuple(tensor.shape)}, {tensor.dtype}"
         )
-    if options.blocks is None and ndim > 1 and options.diagonal.resolved(ndim) == (0, 1):
+    if any(not -ndim <= dim < ndim for dim in options.dims or ()):
+        return options  # refused below, as they were given
+    resolved = options.diagonal.resolved(ndim)
+    blocks = options.blocks
+    if blocks is None and resolved == (0, 1):
         blocks = layers.blocks(owner, tensor_name)
-        return replace(options, blocks=blocks if blocks > 1 else None)
-    return options
+    # In one form only, so that checkpoints of the same meaning carry the same mark.
+    natural = Diagonal().resolved(ndim)
+    return replace(
+        options,
+        dims=None if resolved == natural else resolved,
+        blocks=None if blocks == 1 else blocks,
+    )

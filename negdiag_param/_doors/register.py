@@ -67,9 +67,10 @@ def register_negative_diagonal(
     Raises:
         TypeError: if the tensor is not a dense float16, bfloat16, float32 or float64 tensor, or
             an argument is of the wrong type.
-        ValueError: if there is no such tensor, it is registered already or tied to another one,
-            the options do not fit its shape or dtype, its diagonal holds NaN or infinity, or is
-            infeasible under ``infeasible="error"``. The module is left as it was.
+        ValueError: if there is no such tensor, it is registered already, tied to another one or
+            kept elsewhere by its module, the options do not fit its shape or dtype, its diagonal
+            holds NaN or infinity, or is infeasible under ``infeasible="error"``. The module is
+            left as it was.
 
     Example:
         >>> layer = register_negative_diagonal(nn.Linear(3, 3), "weight", map="softplus")
@@ -92,7 +93,8 @@ def register_negative_diagonal(
     for target in found:
         refusals.check_registrable(module, target.owner, target.name)
     plans = [(target, plan.planned(target, template)) for target in found]
-    ties.check_untied(module, found)
+    ties.check_untied(module, found, "registering would rewrite both")
+    ties.check_kept_nowhere_else(module, found)
     with restored_on_failure(target.owner for target in found):
         for target, parametrization in plans:
             attachment.attach(target.owner, target.tensor_name, parametrization)
@@ -115,8 +117,8 @@ def remove_negative_diagonal(module: M, tensor_name: str = "weight") -> M:
 
     Raises:
         TypeError: if an argument is of the wrong type.
-        ValueError: if a tensor is not there, not registered or cannot be baked in. The module is
-            left as it was.
+        ValueError: if a tensor is not there, not registered, shares its original with another or
+            cannot be baked in. The module is left as it was.
 
     Example:
         >>> layer = register_negative_diagonal(nn.Linear(3, 3))
@@ -127,6 +129,7 @@ def remove_negative_diagonal(module: M, tensor_name: str = "weight") -> M:
     found = targets.find_registered(module, tensor_name)
     for target in found:
         refusals.check_removable(target.owner, target.name)
+    ties.check_untied(module, found, "removing would bake the value in twice")
     with restored_on_failure(target.owner for target in found):
         for target in found:
             attachment.detach(target.owner, target.tensor_name)

@@ -9,7 +9,12 @@ from torch import Tensor, nn
 
 from negdiag_param._life import lookup
 from negdiag_param._ranks.dtensor import is_sharded
-from negdiag_param._torch_private import own_buffers, own_modules, own_parameters
+from negdiag_param._torch_private import (
+    non_persistent_buffers,
+    own_buffers,
+    own_modules,
+    own_parameters,
+)
 
 
 @contextmanager
@@ -42,8 +47,11 @@ def _undo(owner: nn.Module) -> Callable[[], None]:
         if tensor is not None and not torch.nn.parameter.is_lazy(tensor)
     ]
 
+    volatile = set(non_persistent_buffers(owner))
+
     def restore() -> None:
         owner.__class__ = cls
+        non_persistent_buffers(owner).update(volatile)
         for mapping, content in contents:
             mapping.clear()
             mapping.update(content)

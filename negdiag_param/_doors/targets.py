@@ -8,16 +8,21 @@ from typing import NamedTuple, NoReturn
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from negdiag_param._doors.wrappers import named_owners
 from negdiag_param._life import lookup
 from negdiag_param._torch_private import own_buffers, own_parameters
 
 
 class Target(NamedTuple):
-    """A tensor: its name within the module that the user gave, its owner and its name there."""
+    """A tensor: its name within the module that the user gave, its owner and its name there.
+
+    The path is the name with those of wrappers in between, as ``named_modules`` has it.
+    """
 
     name: str
     owner: nn.Module
     tensor_name: str
+    path: str
 
     @property
     def tensor(self) -> Tensor:
@@ -35,48 +40,65 @@ class Target(NamedTuple):
         return 2 if any(map(is_lazy, self.stored)) else self.tensor.ndim
 
 
-def find(module: nn.Module, tensor_name: str) -> list[Target]:
+def find(module: object, tensor_name: object) -> list[Target]:
     """The tensors that ``tensor_name`` means: one for a name, any number for a pattern."""
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module: expected an nn.Module, got {type(module).__name__}")
+    module = checked(module, "module")
     if not isinstance(tensor_name, str):
         raise TypeError(f"tensor_name: expected a string, got {type(tensor_name).__name__}")
-    found = [target for target in every(module) if target.name == tensor_name]
+    targets = list(every(module))
+    found = [t for t in targets if t.name == tensor_name]
+    found = found or [t for t in targets if t.path == tensor_name]
     if not found and any(character in tensor_name for character in "*?["):
         buffers = {id(buffer) for buffer in module.buffers()}
         found = [
-            target
-            for target in every(module)
-            if fnmatchcase(target.name, tensor_name)
-            and not any(id(original) in buffers for original in target.stored)
+            t
+            for t in targets
+            if (fnmatchcase(t.name, tensor_name) or fnmatchcase(t.path, tensor_name))
+            and not any(id(original) in buffers for original in t.stored)
         ]
     if not found:
         refuse_no_match(module, tensor_name)
     return found
 
 
+def checked(module: object, argument: str) -> nn.Module:
+    """``module``, if it is one.
+
+    Raises:
+        TypeError: if it is not.
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{argument}: expected an nn.Module, got {type(module).__name__}")
+    return module
+
+
 def is_pattern(tensor_name: str, found: list[Target]) -> bool:
     """Whether ``tensor_name``, which means ``found``, is more than the name of a tensor."""
-    return [target.name for target in found] != [tensor_name]
+    return len(found) > 1 or tensor_name not in (found[0].name, found[0].path)
 
 
 def every(module: nn.Module) -> Iterator[Target]:
     """Every parameter and buffer once per owner, under the name it has without parametrization."""
-    for prefix, owner in module.named_modules():
-        if "parametrizations" in prefix.split("."):
+    for name, path, owner in named_owners(module):
+        if "parametrizations" in path.split("."):
             continue
-        names = [*lookup.lists(owner)]
+        own = [*lookup.lists(owner)]
         for mapping in (own_parameters(owner), own_buffers(owner)):
-            names += [name for name, tensor in mapping.items() if tensor is not None]
-        for name in names:
-            yield Target(_joined(prefix, name), owner, name)
+            own += [tensor_name for tensor_name, tensor in mapping.items() if tensor is not None]
+        for tensor_name in own:
+            yield Target(
+                lookup.joined(name, tensor_name),
+                owner,
+                tensor_name,
+                lookup.joined(path, tensor_name),
+            )
 
 
 def registered(model: nn.Module) -> Iterator[Target]:
     """Every tensor within ``model`` that carries our parametrization, each once."""
-    for prefix, owner in model.named_modules():
-        for tensor_name in lookup.ours(owner):
-            yield Target(_joined(prefix, tensor_name), owner, tensor_name)
+    for target in every(model):
+        if lookup.find(target.owner, target.tensor_name):
+            yield target
 
 
 def find_registered(module: nn.Module, tensor_name: str) -> list[Target]:
@@ -104,7 +126,3 @@ def refuse_no_match(module: nn.Module, tensor_name: str, wanted: str = "") -> No
         f"{tensor_name!r}: expected {what} in {type(module).__name__}, found no match; "
         f"near names: {', '.join(near) or 'none, it has no tensors'}"
     )
-
-
-def _joined(prefix: str, name: str) -> str:
-    return f"{prefix}.{name}" if prefix else name

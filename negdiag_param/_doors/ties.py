@@ -1,15 +1,20 @@
 """Tensors that are used in two places."""
 
+from collections.abc import Iterator
+
 from torch import Tensor, nn
 
 from negdiag_param._doors.targets import Target, every
+from negdiag_param._life.lookup import joined
+
+_DEPTH = 3  # of containers within containers
 
 
-def check_untied(module: nn.Module, found: list[Target]) -> None:
+def check_untied(module: nn.Module, found: list[Target], consequence: str) -> None:
     """Refuses tensors that another place in ``module`` uses under another name.
 
     Raises:
-        ValueError: if one is, naming both.
+        ValueError: if one is, naming both and the ``consequence``.
     """
     places: dict[object, list[Target]] = {}
     for target in every(module):
@@ -21,9 +26,54 @@ def check_untied(module: nn.Module, found: list[Target]) -> None:
                 if (other.owner, other.tensor_name) != (target.owner, target.tensor_name):
                     raise ValueError(
                         f"{target.name}: expected a tensor of its own, got one tied to "
-                        f"{other.name}, shape {tuple(stored.shape)}, {stored.dtype}; registering "
-                        f"would rewrite both. Untie them first"
+                        f"{other.name}, shape {tuple(stored.shape)}, {stored.dtype}; "
+                        f"{consequence}. Untie them first"
                     )
+
+
+def check_kept_nowhere_else(module: nn.Module, found: list[Target]) -> None:
+    """Refuses tensors that some module keeps a second time, in a list, a dict or an attribute.
+
+    That module would go on computing with the original, which is not constrained.
+
+    Raises:
+        ValueError: if there is one, naming the attribute.
+    """
+    kept = {id(stored): target for target in found for stored in target.stored}
+    for path, owner in module.named_modules():
+        for attribute, value in vars(owner).items():
+            if attribute in _MANAGED or _is_of_rnn(owner, attribute):
+                continue
+            for where, tensor in _tensors(value, _DEPTH):
+                target = kept.get(id(tensor))
+                if target is not None:
+                    raise ValueError(
+                        f"{target.name}: expected a tensor that its module reads as "
+                        f"self.{target.tensor_name}, got one that is also kept in "
+                        f"{joined(path, attribute)}{where}, shape {tuple(tensor.shape)}, "
+                        f"{tensor.dtype}; what reads it there would see the original, which is "
+                        f"not constrained. Remove that reference first"
+                    )
+
+
+_MANAGED = ("_parameters", "_buffers", "_modules")
+
+
+def _is_of_rnn(owner: nn.Module, attribute: str) -> bool:
+    # RNNs collect their weights anew before every forward pass.
+    return isinstance(owner, nn.RNNBase) and attribute == "_flat_weights"
+
+
+def _tensors(value: object, depth: int) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in a container, and how to get there."""
+    if isinstance(value, Tensor):
+        yield "", value
+    elif depth and isinstance(value, dict):
+        for key, item in value.items():
+            yield from ((f"[{key!r}]{rest}", tensor) for rest, tensor in _tensors(item, depth - 1))
+    elif depth and isinstance(value, (list, tuple, set)):
+        for i, item in enumerate(value):
+            yield from ((f"[{i}]{rest}", tensor) for rest, tensor in _tensors(item, depth - 1))
 
 
 def _place(tensor: Tensor) -> object:

@@ -1,38 +1,58 @@
 """From a value to the originals that give it."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from negdiag_param import _torch_private
+from negdiag_param._callers import is_substituting
 from negdiag_param._life import lookup
 from negdiag_param._maths.feasible import Infeasible
 from negdiag_param._parametrizations.base import NegativeDiagonal
 from negdiag_param._ranks import dtensor, refusals
 
 
-def assign_silently(module: nn.Module, tensor_name: str, value: Tensor) -> None:
-    """As a registration does it: reflects infeasible entries without a warning."""
-    policies = [p.options.at_registration for p in [lookup.find(module, tensor_name)] if p]
-    assign(module, tensor_name, value, *policies)
+class Write(NamedTuple):
+    """An original and what it is to hold. Nothing changes before :meth:`carry_out`."""
+
+    target: Tensor
+    source: Tensor
+
+    def carry_out(self) -> None:
+        """Writes in place: the original keeps its storage and its strides."""
+        with torch.no_grad():
+            self.target.copy_(dtensor.like(self.source, self.target))
 
 
 def assign(
     module: nn.Module, tensor_name: str, value: Tensor, infeasible: Infeasible | None = None
 ) -> None:
-    """Sets the originals so that the tensor is ``value``; changes nothing if that cannot be.
+    """Sets the originals so that the tensor is ``value``; changes nothing if that cannot be."""
+    for write in writes(module, tensor_name, value, infeasible):
+        write.carry_out()
 
-    The originals keep their storage and strides.
+
+def silent_writes(module: nn.Module, tensor_name: str, value: Tensor) -> list[Write]:
+    """As a registration does it: infeasible entries are reflected without a warning."""
+    policies = [p.options.at_registration for p in [lookup.find(module, tensor_name)] if p]
+    return writes(module, tensor_name, value, *policies)
+
+
+def writes(
+    module: nn.Module, tensor_name: str, value: Tensor, infeasible: Infeasible | None = None
+) -> list[Write]:
+    """What has to be written for the tensor to be ``value``.
 
     Raises:
-        RuntimeError: under a ``torch.func`` transform.
+        RuntimeError: under a ``torch.func`` transform or in ``functional_call``.
         ValueError: if shape, dtype or device differ, or a parametrization has no right_inverse.
     """
-    if _torch_private.function_transforms_active():
+    if _torch_private.function_transforms_active() or is_substituting():
         raise RuntimeError(
-            f"{tensor_name}: expected no assignment inside a torch.func transform; give "
-            f"functional_call the key parametrizations.{tensor_name}.original instead"
+            f"{tensor_name}: expected no assignment inside a torch.func transform or "
+            f"functional_call, got one; give functional_call the key "
+            f"parametrizations.{tensor_name}.original instead"
         )
     parametrizations = lookup.lists(module)[tensor_name]
     targets = lookup.originals(module, tensor_name)
@@ -45,13 +65,12 @@ def assign(
             raise ValueError(f"{tensor_name}: expected a tensor of {expected}, got {found}")
     with torch.no_grad():
         sources = _inverted(value, list(parametrizations.children()), infeasible, tensor_name)
-        if [source.shape for source in sources] != [target.shape for target in targets]:
-            raise ValueError(
-                f"{tensor_name}: expected originals of shapes {[tuple(t.shape) for t in targets]}, "
-                f"got {[tuple(s.shape) for s in sources]}"
-            )
-        for target, source in zip(targets, sources, strict=True):
-            target.copy_(dtensor.like(source, target))
+    if [source.shape for source in sources] != [target.shape for target in targets]:
+        raise ValueError(
+            f"{tensor_name}: expected originals of shapes {[tuple(t.shape) for t in targets]}, "
+            f"got {[tuple(s.shape) for s in sources]}"
+        )
+    return [Write(*pair) for pair in zip(targets, sources, strict=True)]
 
 
 def _inverted(

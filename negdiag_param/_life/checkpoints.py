@@ -1,65 +1,14 @@
-"""Plain checkpoints in and out of registered models."""
+"""Plain checkpoints into registered models."""
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from negdiag_param import _torch_private
 from negdiag_param._life import lookup
 from negdiag_param._parametrizations.base import NegativeDiagonal
 from negdiag_param._ranks import dtensor
-
-
-def plain_state_dict(model: nn.Module) -> "OrderedDict[str, Any]":
-    """The state dict that the model would have if it had never been registered.
-
-    In plain words: every registered tensor stands under its own name with its current value, so
-    the result loads with ``strict=True`` into a stock model, and into a registered one.
-
-    Args:
-        model: any module; its registered tensors are found within it.
-
-    Returns:
-        A new dict with detached tensors, in the order of the stock model.
-
-    Raises:
-        ValueError: if a registered tensor carries parametrizations beside ours.
-
-    Example:
-        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-        >>> model = register_negative_diagonal(model, "*.weight")
-        >>> list(plain_state_dict(model))
-        ['0.weight', '0.bias', '1.weight', '1.bias']
-    """
-    state = model.state_dict()
-    groups: dict[str, list[str]] = {}
-    for key in state:
-        groups.setdefault(key.rpartition(".")[0], []).append(key)
-    plain: OrderedDict[str, Any] = OrderedDict()
-    for prefix, owner in model.named_modules(remove_duplicate=False):
-        dot = f"{prefix}." if prefix else ""
-        entries = {key: state.pop(key) for key in groups.get(prefix, []) if key in state}
-        order: list[str] = []
-        for tensor_name, parametrization in lookup.ours(owner).items():
-            _check_alone(owner, tensor_name, f"{dot}{tensor_name}")
-            registered = f"{dot}parametrizations.{tensor_name}."
-            original = state[f"{registered}original"]
-            for key in [key for key in state if key.startswith(registered)]:
-                del state[key]  # a map of the user's may have parameters of its own
-            with torch.no_grad():
-                entries[f"{dot}{tensor_name}"] = parametrization(original)
-            order = order or [f"{dot}{name}" for name in parametrization.record.order]
-        lookup.sort(entries, order)
-        plain.update(entries)
-    plain.update(state)
-    _torch_private.keep_metadata(
-        state, plain, wanted=lambda prefix: "parametrizations" not in prefix.split(".")
-    )
-    return plain
 
 
 def translating(loading: Callable[..., None]) -> Callable[..., None]:
@@ -107,10 +56,13 @@ def _translate(
         original = f"{prefix}parametrizations.{tensor_name}.original"
         mark = f"{prefix}parametrizations.{tensor_name}.0._extra_state"
         try:
-            if isinstance(state_dict.get(mark), Tensor):
+            persistent = parametrization.record.persistent
+            if mark in state_dict:
                 parametrization.set_extra_state(state_dict[mark])
-            elif original in state_dict or plain in state_dict:
+            elif original in state_dict or plain in state_dict or not persistent:
                 state_dict[mark] = parametrization.get_extra_state()
+            if not persistent:
+                continue
             # set_model_state_dict fills in the model's own tensors for what it does not find.
             if plain in state_dict and state_dict.get(original, originals[0]) is originals[0]:
                 value = state_dict.pop(plain)
@@ -121,14 +73,6 @@ def _translate(
             # What is there already takes the place of what was refused.
             state_dict[original] = originals[0]
             state_dict[mark] = parametrization.get_extra_state()
-
-
-def _check_alone(owner: nn.Module, tensor_name: str, name: str) -> None:
-    if not lookup.is_alone(owner, tensor_name):
-        raise ValueError(
-            f"{name}: expected no other parametrization beside the negative diagonal, "
-            f"found {lookup.lists(owner)[tensor_name]}"
-        )
 
 
 def _inverse(

@@ -63,6 +63,11 @@ def first_order(module: nn.Module) -> tuple[str, ...]:
     return next(filter(None, orders), ())
 
 
+def joined(prefix: str, name: str) -> str:
+    """A dotted name."""
+    return f"{prefix}.{name}" if prefix else name
+
+
 def sort(mapping: MutableMapping[str, V], order: Iterable[str]) -> None:
     """Sorts a dict in place as it was before registration moved entries out of it."""
     place = {name: i for i, name in enumerate(order)}

@@ -76,8 +76,16 @@ def _made(base: type[nn.Module], tensor_names: tuple[str, ...]) -> type[nn.Modul
         else:
             base.register_parameter(self, name, param)
 
+    def __prepare_scriptable__(self: nn.Module) -> nn.Module:
+        raise TypeError(
+            f"expected a module without a negative diagonal for torch.jit.script, got "
+            f"{type(self).__name__}; script a baked copy, which "
+            f"remove_negative_diagonal(copy.deepcopy(model), ...) gives, or use torch.export"
+        )
+
     namespace: dict[str, Any] = {
         "__module__": base.__module__,
+        "__prepare_scriptable__": __prepare_scriptable__,
         "__reduce_ex__": __reduce_ex__,
         "register_parameter": register_parameter,
     }

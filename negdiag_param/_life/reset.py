@@ -1,12 +1,13 @@
 """``reset_parameters`` of a registered module: as its class does it, then mapped back."""
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
 
 from negdiag_param._life import lookup
-from negdiag_param._life.assign import assign_silently
+from negdiag_param._life.assign import silent_writes
 from negdiag_param._torch_private import own_buffers, own_modules, own_parameters
 
 METHODS = ("reset_parameters", "_reset_parameters")
@@ -17,8 +18,10 @@ def resetting(base: type[nn.Module], method: str) -> Callable[[nn.Module], None]
 
     def reset(self: nn.Module) -> None:
         """As the class does it without the parametrization, then mapped back."""
-        for name, value in _reset_values(self, base, method).items():
-            assign_silently(self, name, value)
+        values = _reset_values(self, base, method)
+        writes = [silent_writes(self, name, value) for name, value in values.items()]
+        for write in chain(*writes):
+            write.carry_out()
 
     reset.__name__ = method
     return reset

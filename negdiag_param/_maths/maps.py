@@ -31,6 +31,10 @@ class ScalarMap(ABC):
     def name(self) -> str:
         """What the map is called in checkpoints and messages."""
 
+    def sampled(self) -> tuple[float, ...]:
+        """Some of its values, if the name does not tell all of what it is."""
+        return ()
+
     @abstractmethod
     def value(self, x: Tensor, limits: Limits) -> Tensor:
         """The mapped value, which may still overflow ``limits``.

@@ -1,6 +1,7 @@
 """A user's map and inverse as a scalar map, which is tried before it is trusted."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 import torch
@@ -68,11 +69,32 @@ class OwnMap(ScalarMap):
             )
         return x
 
+    def sampled(self) -> tuple[float, ...]:
+        """Values of the map that tell it from others which are called the same.
+
+        Empty if it cannot be tried on the CPU.
+        """
+        with torch.no_grad(), suppress(Exception):
+            samples = [torch.tensor(x, dtype=torch.float64, device="cpu") for x in _SAMPLES]
+            return tuple(_summary(self.functions.map(sample)) for sample in samples)
+        return ()
+
     def _try_map(self, like: Tensor) -> None:
-        probe = torch.linspace(-8, 8, 65, dtype=like.dtype, device=like.device)
-        image = self.functions.map(probe)
-        if image.shape != probe.shape or not (image.isfinite() & (image <= 0)).all():
-            raise ValueError(
-                f"expected a map from the reals to the negative numbers, got {self.name} with "
-                f"values up to {image.max().item():.6g} on [-8, 8]"
-            )
+        for x in _PROBES:
+            image = self.functions.map(torch.full_like(like, x))
+            if image.shape != like.shape or not (image.isfinite() & (image <= 0)).all():
+                raise ValueError(
+                    f"expected a map from the reals to the negative numbers, got {self.name} with "
+                    f"values up to {image.max().item():.6g} of shape {tuple(image.shape)} for "
+                    f"{tuple(like.shape)} at {x:g}"
+                )
+
+
+_PROBES = (-8.0, -3.0, -1.0, -0.1, 0.0, 0.1, 1.0, 3.0, 8.0)
+_SAMPLES = (-3.0, -1.0, 0.25, 1.0, 3.0)
+
+
+def _summary(image: Tensor) -> float:
+    """A single number, also where the map has a parameter for every entry."""
+    image = image.double().flatten()
+    return (image * torch.linspace(1, 2, image.numel(), dtype=image.dtype)).mean().item()

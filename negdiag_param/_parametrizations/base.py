@@ -11,13 +11,12 @@ from negdiag_param._maths.feasible import Infeasible
 from negdiag_param._maths.kernel import mapped
 from negdiag_param._maths.limits import Limits
 from negdiag_param._maths.maps import ScalarMap
-from negdiag_param._maths.own_map import OwnMap
 from negdiag_param._maths.strict import StrictMap
 from negdiag_param._parametrizations import mark
 from negdiag_param._parametrizations.cache import WeightCache
-from negdiag_param._parametrizations.invert import inverted
+from negdiag_param._parametrizations.invert import check, dtype_of, inverted
 from negdiag_param._parametrizations.options import Options
-from negdiag_param._parametrizations.overriding import NAMES, overridden
+from negdiag_param._parametrizations.overriding import scalar_map
 from negdiag_param._parametrizations.record import Record
 from negdiag_param._ranks import dtensor
 from negdiag_param._torch_private import own_buffers, own_modules, own_parameters
@@ -89,7 +88,9 @@ class NegativeDiagonal(nn.Module):
         super().__init__()
         self.options = Options(margin, dims, taps, blocks, infeasible, cache_in_eval)
         self.record = Record()
-        self.strict = StrictMap(self._scalar_map(), self.options.margin)
+        closed_form = getattr(self, "_closed_form", None)
+        chosen = scalar_map(self, NegativeDiagonal, closed_form, self._own_name)
+        self.strict = StrictMap(chosen, self.options.margin)
         self.cache = WeightCache()
 
     def map(self, x: Tensor) -> Tensor:
@@ -97,11 +98,11 @@ class NegativeDiagonal(nn.Module):
 
         ``margin`` is subtracted from the result; rounding to zero or overflow is mended.
         """
-        return self._closed_form.value(x, Limits.of(x.dtype, 0.0))
+        return self._closed_form.value(x, Limits.of(dtype_of(x), 0.0))
 
     def inverse(self, d: Tensor) -> Tensor:
         """The inverse of :meth:`map`, entry by entry: from a negative number to a real."""
-        return self._closed_form.inverse(d, Limits.of(d.dtype, 0.0))
+        return self._closed_form.inverse(d, Limits.of(dtype_of(d), 0.0))
 
     @override
     def forward(self, original: Tensor) -> Tensor:
@@ -136,6 +137,7 @@ class NegativeDiagonal(nn.Module):
 
         A distributed ``original`` is gathered.
         """
+        check(original, self.options.diagonal, self.strict, self.record.name)
         return mapped(self.options.diagonal.view(dtensor.whole(original)), self.strict)
 
     @override
@@ -148,11 +150,12 @@ class NegativeDiagonal(nn.Module):
         """Refuses a state that was written under another map.
 
         Raises:
-            ValueError: if ``state`` was not written by a parametrization like this one.
+            TypeError: if ``state`` is not a tensor.
+            ValueError: if it was not written by a parametrization like this one.
         """
-        mismatch = mark.mismatch(state, self._meaning())
-        if mismatch:
-            raise ValueError(f"{self.record.name}: {mismatch}")
+        found = mark.mismatch(state, self._meaning())
+        if found:
+            raise ValueError(f"{self.record.name}: {found}")
 
     @override
     def extra_repr(self) -> str:
@@ -166,15 +169,18 @@ class NegativeDiagonal(nn.Module):
         return super().train(mode)
 
     def _constrained(self, original: Tensor) -> Tensor:
-        return dtensor.constrain(original, self.options.diagonal, self.strict, self.record.name)
+        try:
+            return dtensor.constrain(original, self.options.diagonal, self.strict, self.record.name)
+        except Exception:
+            # Nothing is checked beforehand, which would cost more than the map of a small layer.
+            check(original, self.options.diagonal, self.strict, self.record.name)
+            raise
 
     def _remembered(self, original: Tensor) -> Tensor:
         if self.training or torch.is_grad_enabled():
             self.cache.drop()
             return self._constrained(original)
-        sources = [original]
-        if own_parameters(self) or own_buffers(self) or own_modules(self):
-            sources += [*self.parameters(), *self.buffers()]  # a map of the user's may learn
+        sources = [original, *self._own_tensors()]
         weight = self.cache.fresh(sources)
         if weight is not None:
             return weight
@@ -182,16 +188,18 @@ class NegativeDiagonal(nn.Module):
             return self._constrained(original)
         return self.cache.filled(sources, lambda: self._constrained(original))
 
-    def _meaning(self) -> str:
-        return mark.describe(self.strict.scalar_map.name, self.options)
+    def _meaning(self) -> mark.Meaning:
+        chosen = self.strict.scalar_map
+        # What a map has learnt lies beside it in the checkpoint.
+        values = () if self._own_tensors() else chosen.sampled()
+        return mark.Meaning.of(chosen.name, self.options, values)
+
+    def _own_tensors(self) -> list[Tensor]:
+        """What a map of the user's computes with."""
+        if own_parameters(self) or own_buffers(self) or own_modules(self):
+            return [*self.parameters(), *self.buffers()]
+        return []
 
     def _own_name(self) -> str:
         """What a map of the user's is called in checkpoints and messages."""
         return type(self).__name__
-
-    def _scalar_map(self) -> ScalarMap:
-        own = overridden(type(self), NegativeDiagonal)
-        if len(own) < len(NAMES) and not hasattr(type(self), "_closed_form"):
-            missing = " and ".join(name for name in NAMES if name not in own)
-            raise NotImplementedError(f"{type(self).__name__} must define {missing}")
-        return OwnMap(self, self._own_name) if own else self._closed_form

@@ -1,10 +1,12 @@
 """A weight that was computed before, with what tells whether it still holds."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from negdiag_param import _torch_private
 
@@ -12,6 +14,7 @@ from negdiag_param import _torch_private
 class _Entry(NamedTuple):
     sources: tuple[Tensor, ...]
     states: list[tuple[object, ...]]
+    steps: int
     weight: Tensor
     weight_version: int
 
@@ -38,7 +41,7 @@ class WeightCache:
         would keep it as a constant.
         """
         entry = self._entry  # read once: another thread may drop it
-        if entry is None or len(entry.sources) != len(sources):
+        if entry is None or entry.steps != _Steps.count or len(entry.sources) != len(sources):
             return None
         for known, source, state in zip(entry.sources, sources, entry.states, strict=True):
             if known is not source or state != _state(source):
@@ -54,14 +57,33 @@ class WeightCache:
         """Computes the weight and keeps it, if changes of ``sources`` can be noticed."""
         if not all(map(_can_be_watched, sources)) or _is_traced():
             return compute()
+        _watch_optimizers()
         # The states are taken before the tensors are read: if another thread writes in between,
         # the entry is stale from the start and the next reader makes its own.
-        states, with_grad = [_state(source) for source in sources], torch.is_grad_enabled()
+        steps, states = _Steps.count, [_state(source) for source in sources]
         # Tensors made in inference mode have no version counter.
+        with_grad = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.set_grad_enabled(with_grad):
             weight = compute()
-        self._entry = _Entry(tuple(sources), states, weight, _torch_private.version(weight))
+        version = _torch_private.version(weight)
+        self._entry = _Entry(tuple(sources), states, steps, weight, version)
         return weight
+
+
+class _Steps:
+    """The steps of all optimizers: fused ones write without moving the version counters."""
+
+    count = 0
+
+
+@lru_cache
+def _watch_optimizers() -> None:
+    def note(*_: object) -> None:
+        # A compiled step moves them, and must not be compiled anew for every count.
+        if not torch.compiler.is_compiling():
+            _Steps.count += 1
+
+    register_optimizer_step_post_hook(note)
 
 
 def _can_be_watched(source: Tensor) -> bool:

@@ -14,6 +14,17 @@ from negdiag_param._maths.strict import StrictMap
 from negdiag_param._ranks import dtensor
 
 
+def dtype_of(tensor: object) -> torch.dtype:
+    """The dtype of ``tensor``.
+
+    Raises:
+        TypeError: if it is none.
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"expected a tensor, got {type(tensor).__name__}")
+    return tensor.dtype
+
+
 def check(tensor: object, diagonal: Diagonal, strict: StrictMap, name: str) -> None:
     """Refuses what has no diagonal of this kind, saying what was expected.
 

@@ -1,37 +1,102 @@
-"""What wrote a checkpoint: a text in a tensor, which every checkpoint format takes."""
+"""What wrote a checkpoint: a text in a tensor, which every checkpoint format takes.
+
+State dicts are averaged, cast and noised by those who train on many clients, so the text is kept
+in floating point, its characters so far apart that they survive it: multiples of 8 up to 1016,
+which float16 and bfloat16 hold exactly.
+"""
+
+import hashlib
+import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from negdiag_param._parametrizations.options import Options
 
-_BYTES = 192
+_LENGTH, _TEXT, _GAP = 256, 176, 8.0
 
 
-def describe(map_name: str, options: Options) -> str:
-    """The map with all that changes what an original means."""
-    text = f"{map_name}(margin={options.margin}"
-    meaning = {"dims": options.dims, "blocks": options.blocks, "taps": options.taps}
-    shown = [f", {key}={meaning[key]!r}" for key in options.changed() if key in meaning]
-    return text + "".join(shown) + ")"
+class Meaning(NamedTuple):
+    """What an original means: the map with its options, and some of its values."""
+
+    text: str
+    values: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, map_name: str, options: Options, values: tuple[float, ...]) -> "Meaning":
+        """The map with all that changes what an original means."""
+        shown = options.changed()
+        parts = [f"margin={options.margin}"]
+        parts += [f"{key}={shown[key]!r}" for key in ("dims", "blocks", "taps") if key in shown]
+        text = f"{map_name}({', '.join(parts)})"
+        if len(text) > _TEXT:
+            digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+            text = f"{text[: _TEXT - len(digest) - 1]}#{digest}"
+        return cls(text, values)
+
+    @classmethod
+    def parse(cls, text: str) -> "Meaning":
+        """The reverse of ``str``; values that are none read as NaN."""
+        text, _, values = text.partition(" with ")
+        return cls(text, tuple(_number(value) for value in values.split()))
+
+    def __str__(self) -> str:
+        return " ".join([self.text, *(["with"] if self.values else []), *map(_shown, self.values)])
 
 
-def encode(description: str) -> Tensor:
-    """The description in a tensor of fixed size."""
-    text = description.encode("ascii", "replace")[:_BYTES].ljust(_BYTES)
-    return torch.tensor(list(text), dtype=torch.uint8, device="cpu")
+def encode(meaning: Meaning) -> Tensor:
+    """The meaning in a tensor of fixed size."""
+    text = str(meaning).encode("ascii", "replace")[:_LENGTH].ljust(_LENGTH)
+    return torch.tensor(list(text), dtype=torch.float32, device="cpu") * _GAP
 
 
-def mismatch(mark: Tensor, description: str) -> str | None:
-    """What keeps a checkpoint with ``mark`` from being loaded where ``description`` holds."""
+def mismatch(mark: object, expected: Meaning) -> str | None:
+    """What keeps a checkpoint with ``mark`` from being loaded where ``expected`` holds.
+
+    Raises:
+        TypeError: if ``mark`` is not a tensor.
+        ValueError: if it is one of another shape, or holds no text.
+    """
+    if not isinstance(mark, Tensor):
+        raise TypeError(f"expected the mark of a checkpoint, got {type(mark).__name__}")
     if mark.is_meta:
         return None  # it says nothing
-    found, expected = _decode(mark), _decode(encode(description))
-    if found == expected:
+    found = Meaning.parse(_decode(mark))
+    if found.text == expected.text and _agree(found.values, expected.values):
         return None
     return f"expected a checkpoint of {expected}, found one of {found}"
 
 
 def _decode(mark: Tensor) -> str:
-    codes = mark.detach().cpu().to(torch.uint8).tolist()
-    return bytes(codes).decode("ascii", "replace").strip()
+    if mark.ndim != 1 or mark.is_complex():
+        raise ValueError(
+            f"expected the mark of a checkpoint, shape ({_LENGTH},), got shape "
+            f"{tuple(mark.shape)}, {mark.dtype}"
+        )
+    # Version 0.1 wrote the characters as bytes.
+    codes = mark.detach().cpu().double() / (1.0 if mark.dtype == torch.uint8 else _GAP)
+    if not codes.isfinite().all():
+        raise ValueError("expected the mark of a checkpoint, got NaN or infinity in it")
+    characters = codes.round().clamp(0, 127).to(torch.uint8).tolist()
+    return bytes(characters).decode("ascii").strip()
+
+
+def _agree(found: tuple[float, ...], expected: tuple[float, ...]) -> bool:
+    if not found or not expected:
+        return True  # a map that cannot be tried out, or version 0.1, says nothing
+    return len(found) == len(expected) and all(
+        math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-12)
+        for a, b in zip(found, expected, strict=True)
+    )
+
+
+def _shown(value: float) -> str:
+    return f"{value:.6g}"
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

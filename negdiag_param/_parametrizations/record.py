@@ -9,3 +9,4 @@ class Record:
 
     name: str = "weight"  # of the tensor, for messages
     order: tuple[str, ...] = ()  # the tensors of its module, as they stood before
+    persistent: bool = True  # whether the tensor is in checkpoints

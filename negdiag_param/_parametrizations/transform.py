@@ -1,5 +1,6 @@
 """A ``torch.distributions`` transform as a map."""
 
+import re
 from typing import cast
 
 from torch import Tensor
@@ -34,7 +35,7 @@ class TransformDiagonal(NegativeDiagonal):
 
     @override
     def _own_name(self) -> str:
-        return " ".join(repr(self.transform).split())
+        return re.sub(r" at 0x\w+", "", " ".join(repr(self.transform).split()))
 
 
 def _uncached(transform: Transform) -> Transform:
