@@ -116,6 +116,7 @@ def cached_block() -> MutableMapping[Any, Any] | None:
 def is_managed_by_fsdp(module: nn.Module) -> bool:
     """Whether ``fully_shard`` swaps the parameters of ``module``. If unknown: no.
 
-    Dynamo reads this mark too.
+    It gathers them into the same memory without moving the version counter, so that a change of
+    the shards cannot be noticed. Dynamo reads this mark too.
     """
     return vars(module).get("_is_fsdp_managed_module", False) is True

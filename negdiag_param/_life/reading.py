@@ -11,7 +11,6 @@ from negdiag_param import _torch_private
 from negdiag_param._life.assign import assign
 from negdiag_param._parametrizations.base import NegativeDiagonal
 from negdiag_param._parametrizations.cache import WeightCache
-from negdiag_param._ranks import dtensor
 from negdiag_param._torch_private import own_buffers, own_modules, own_parameters
 
 
@@ -78,10 +77,4 @@ def _read_in(block: MutableMapping[Any, Any], found: nn.Module, tensor_name: str
     cache = block.get((found, tensor_name))
     if cache is None:
         cache = block.setdefault((found, tensor_name), WeightCache())
-    sources = [*found.parameters(), *found.buffers()]
-    weight: Tensor | None = cache.fresh(sources)
-    if weight is not None:
-        return weight
-    if dtensor.is_in_motion(found, sources):
-        return found()  # type: ignore[no-any-return]
-    return cache.filled(sources, found)  # type: ignore[no-any-return]
+    return cache.read(found, [*found.parameters(), *found.buffers()], found)  # type: ignore[no-any-return]

@@ -181,12 +181,7 @@ class NegativeDiagonal(nn.Module):
             self.cache.drop()
             return self._constrained(original)
         sources = [original, *self._own_tensors()]
-        weight = self.cache.fresh(sources)
-        if weight is not None:
-            return weight
-        if dtensor.is_in_motion(self, sources):
-            return self._constrained(original)
-        return self.cache.filled(sources, lambda: self._constrained(original))
+        return self.cache.read(self, sources, lambda: self._constrained(original))
 
     def _meaning(self) -> mark.Meaning:
         chosen = self.strict.scalar_map

@@ -34,7 +34,19 @@ class WeightCache:
         """Forgets the weight."""
         self._entry = None
 
-    def fresh(self, sources: Sequence[Tensor]) -> Tensor | None:
+    def read(
+        self, holder: nn.Module, sources: Sequence[Tensor], compute: Callable[[], Tensor]
+    ) -> Tensor:
+        """The weight that ``compute`` makes of ``sources``, which ``holder`` holds."""
+        weight = self._fresh(sources)
+        if weight is not None:
+            return weight
+        can_be_kept = all(map(_can_be_watched, sources)) and not _is_traced()
+        if can_be_kept and not _torch_private.is_managed_by_fsdp(holder):
+            return self._filled(sources, compute)
+        return compute()
+
+    def _fresh(self, sources: Sequence[Tensor]) -> Tensor | None:
         """The weight, if it is still what ``sources`` give, and may stand for it here.
 
         With gradients enabled only a weight that carries them may, and none in a trace, which
@@ -53,10 +65,8 @@ class WeightCache:
             return weight
         return None if any(source.requires_grad for source in sources) else weight
 
-    def filled(self, sources: Sequence[Tensor], compute: Callable[[], Tensor]) -> Tensor:
-        """Computes the weight and keeps it, if changes of ``sources`` can be noticed."""
-        if not all(map(_can_be_watched, sources)) or _is_traced():
-            return compute()
+    def _filled(self, sources: Sequence[Tensor], compute: Callable[[], Tensor]) -> Tensor:
+        """Computes the weight and keeps it."""
         _watch_optimizers()
         # The states are taken before the tensors are read: if another thread writes in between,
         # the entry is stale from the start and the next reader makes its own.

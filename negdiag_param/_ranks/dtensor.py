@@ -1,14 +1,12 @@
 """Distributed tensors: each rank works on its own shard, and no rank asks another."""
 
 import sys
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import TypeIs
 
-from negdiag_param import _torch_private
 from negdiag_param._maths import kernel
 from negdiag_param._maths.diagonal import Diagonal
 from negdiag_param._maths.strict import StrictMap
@@ -103,15 +101,6 @@ def like(value: Tensor, target: Tensor) -> Tensor:
         pieces = [value.narrow(dim, run.start, len(run)) for run in runs]
         value = torch.cat(pieces, dim) if pieces else value.narrow(dim, 0, 0)
     return _wrapped(value, target)
-
-
-def is_in_motion(module: nn.Module, sources: Iterable[Tensor]) -> bool:
-    """Whether ``sources``, which ``module`` holds, are gathered for a while only.
-
-    ``fully_shard`` gathers into the same memory without moving the version counter, so that a
-    change of the shards cannot be noticed.
-    """
-    return _torch_private.is_managed_by_fsdp(module) or any(map(is_sharded, sources))
 
 
 def _wrapped(shard: Tensor, model: "DTensor") -> Tensor:
