@@ -68,6 +68,11 @@ def keep_metadata(
         target._metadata = type(metadata)(kept)  # type: ignore[attr-defined]
 
 
+def is_placeholder(value: object) -> bool:
+    """Whether ``value`` is what ``set_model_state_dict`` puts where a state says nothing."""
+    return type(value).__name__ == "_EXTRA_STATE"
+
+
 def version(tensor: Tensor) -> int:
     """How often ``tensor`` was written in place."""
     return tensor._version

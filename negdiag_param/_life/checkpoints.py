@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from negdiag_param._life import lookup
 from negdiag_param._parametrizations.base import NegativeDiagonal
 from negdiag_param._ranks import dtensor
+from negdiag_param._torch_private import is_placeholder
 
 
 def translating(loading: Callable[..., None]) -> Callable[..., None]:
@@ -57,7 +58,7 @@ def _translate(
         mark = f"{prefix}parametrizations.{tensor_name}.0._extra_state"
         try:
             persistent = parametrization.record.persistent
-            if mark in state_dict:
+            if not is_placeholder(state_dict.get(mark)) and mark in state_dict:
                 parametrization.set_extra_state(state_dict[mark])
             elif original in state_dict or plain in state_dict or not persistent:
                 state_dict[mark] = parametrization.get_extra_state()
