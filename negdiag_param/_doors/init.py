@@ -47,8 +47,11 @@ def init_(
                 [ 0.5000, -0.5000,  0.5000],
                 [ 0.5000,  0.5000, -0.5000]])
     """
+    found = targets.find_registered(module, tensor_name)
+    if not callable(initializer):
+        raise TypeError(f"initializer: expected a callable, got {type(initializer).__name__}")
     writes: list[Write] = []
-    for target in targets.find_registered(module, tensor_name):
+    for target in found:
         with torch.no_grad():
             value = dtensor.whole(target.tensor).clone()
             initializer(value, *args, **kwargs)

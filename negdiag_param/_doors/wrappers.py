@@ -32,8 +32,11 @@ def _sees_through(wrapper: nn.Module, wrapped: nn.Module) -> bool:
     """Whether ``wrapper`` passes the attributes of ``wrapped`` through as if they were its own."""
     if type(wrapper).__getattr__ is nn.Module.__getattr__:
         return False
-    for mapping_of in (own_parameters, own_buffers, own_modules):
-        for name, value in mapping_of(wrapped).items():
-            if value is not None and name not in mapping_of(wrapper):
-                return getattr(wrapper, name, None) is value
+    # The first entry that the wrapper has none of the same name for; a wrapper of a wrapper has
+    # it further down.
+    for module in wrapped.modules():
+        for mapping_of in (own_parameters, own_buffers, own_modules):
+            for name, value in mapping_of(module).items():
+                if value is not None and name not in mapping_of(wrapper):
+                    return getattr(wrapper, name, None) is value
     return False

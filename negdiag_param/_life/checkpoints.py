@@ -81,6 +81,8 @@ def _inverse(
 ) -> Any:
     if not isinstance(value, Tensor) or value.shape != original.shape:
         return value  # load_state_dict says what is wrong with it
+    if value.is_complex():
+        raise TypeError(f"expected real numbers, got shape {tuple(value.shape)}, {value.dtype}")
     if not assigned:
         value = dtensor.aligned(value.to(original.dtype), original)
     return dtensor.like(parametrization.right_inverse(value), original)

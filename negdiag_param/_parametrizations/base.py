@@ -146,12 +146,11 @@ class NegativeDiagonal(nn.Module):
         return mark.encode(self._meaning())
 
     @override
-    def set_extra_state(self, state: Tensor) -> None:
+    def set_extra_state(self, state: object) -> None:
         """Refuses a state that was written under another map.
 
         Raises:
-            TypeError: if ``state`` is not a tensor.
-            ValueError: if it was not written by a parametrization like this one.
+            ValueError: if ``state`` was not written by a parametrization like this one.
         """
         found = mark.mismatch(state, self._meaning())
         if found:

@@ -53,7 +53,7 @@ class WeightCache:
         would keep it as a constant.
         """
         entry = self._entry  # read once: another thread may drop it
-        if entry is None or entry.steps != _Steps.count or len(entry.sources) != len(sources):
+        if entry is None or entry.steps != _STEPS.count() or len(entry.sources) != len(sources):
             return None
         for known, source, state in zip(entry.sources, sources, entry.states, strict=True):
             if known is not source or state != _state(source):
@@ -67,10 +67,10 @@ class WeightCache:
 
     def _filled(self, sources: Sequence[Tensor], compute: Callable[[], Tensor]) -> Tensor:
         """Computes the weight and keeps it."""
-        _watch_optimizers()
+        _STEPS.watch()
         # The states are taken before the tensors are read: if another thread writes in between,
         # the entry is stale from the start and the next reader makes its own.
-        steps, states = _Steps.count, [_state(source) for source in sources]
+        steps, states = _STEPS.count(), [_state(source) for source in sources]
         # Tensors made in inference mode have no version counter.
         with_grad = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.set_grad_enabled(with_grad):
@@ -81,19 +81,30 @@ class WeightCache:
 
 
 class _Steps:
-    """The steps of all optimizers: fused ones write without moving the version counters."""
+    """Notices the steps of all optimizers: fused ones do not move version counters."""
 
-    count = 0
+    def __init__(self) -> None:
+        self._happened = False
+        self._count = 0
+
+    @lru_cache  # noqa: B019 (there is a single instance)
+    def watch(self) -> None:
+        """From now on, every step of every optimizer is noticed."""
+        register_optimizer_step_post_hook(self._note)
+
+    def count(self) -> int:
+        """A number that is another one after a step."""
+        if self._happened:
+            self._happened = False
+            self._count += 1
+        return self._count
+
+    def _note(self, *_: object) -> None:
+        # Only sets, as a compiled step that read anything here would be compiled anew for it.
+        self._happened = True
 
 
-@lru_cache
-def _watch_optimizers() -> None:
-    def note(*_: object) -> None:
-        # A compiled step moves them, and must not be compiled anew for every count.
-        if not torch.compiler.is_compiling():
-            _Steps.count += 1
-
-    register_optimizer_step_post_hook(note)
+_STEPS = _Steps()
 
 
 def _can_be_watched(source: Tensor) -> bool:

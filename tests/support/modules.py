@@ -96,3 +96,17 @@ def registered_net(map: Any = "exp", seed: int = 1, **options: Any) -> Net:
     for name in Net.registered:
         register_negative_diagonal(net, name, map=map, **options)
     return net
+
+
+class LearnedScale(NegativeDiagonal):
+    """A user's map with a parameter of its own."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options)
+        self.scale = nn.Parameter(torch.tensor(0.5))
+
+    def map(self, x: Tensor) -> Tensor:
+        return -x.exp() * self.scale.exp()
+
+    def inverse(self, d: Tensor) -> Tensor:
+        return (-d / self.scale.exp()).log()

@@ -1,0 +1,174 @@
+"""What wrote a checkpoint is told apart always, and survives what people do to state dicts."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import transforms as T
+
+from negdiag_param import (
+    NegativeDiagonal,
+    NegExpDiagonal,
+    init_,
+    plain_state_dict,
+    register_negative_diagonal,
+)
+from tests.support.modules import LearnedScale, NegSquareDiagonal
+from tests.support.tables import MAPS
+
+MARK = "parametrizations.weight.0._extra_state"
+
+
+def negated(*parts):
+    return T.ComposeTransform([*parts, T.AffineTransform(0.0, -1.0)])
+
+
+class Scaled(NegativeDiagonal):
+    """A user's map with an argument of its own."""
+
+    def __init__(self, scale: float, **options: object) -> None:
+        super().__init__(**options)
+        self.scale = scale
+
+    def map(self, x):
+        return -(x / self.scale).exp()
+
+    def inverse(self, d):
+        return self.scale * (-d).log()
+
+
+def powers(n):
+    """Many transforms in one another, which print as a very long text."""
+    inner = [T.AffineTransform(0.0, 1.0) for _ in range(30)]
+    return negated(T.ComposeTransform(inner), T.ExpTransform(), T.PowerTransform(n))
+
+
+PAIRS = {
+    "scale": (
+        negated(T.SoftplusTransform(), T.AffineTransform(0.0, 1.0)),
+        negated(T.SoftplusTransform(), T.AffineTransform(0.0, 2.0)),
+    ),
+    "shift": (
+        negated(T.AffineTransform(0.0, 1.0), T.ExpTransform()),
+        negated(T.AffineTransform(0.5, 1.0), T.ExpTransform()),
+    ),
+    "power": (
+        negated(T.ExpTransform(), T.PowerTransform(1.0)),
+        negated(T.ExpTransform(), T.PowerTransform(1.01)),
+    ),
+    "tensors": (
+        negated(T.ExpTransform(), T.AffineTransform(0.0, torch.tensor(1.0))),
+        negated(T.ExpTransform(), T.AffineTransform(0.0, torch.tensor(3.0))),
+    ),
+    "entry by entry": (
+        negated(T.ExpTransform(), T.AffineTransform(0.0, torch.tensor([1.0, 2.0, 3.0]))),
+        negated(T.ExpTransform(), T.AffineTransform(0.0, torch.tensor([3.0, 2.0, 1.0]))),
+    ),
+    "long": (powers(1.0), powers(2.0)),
+    "argument": (Scaled(1.0), Scaled(2.0)),
+    "margin": (NegExpDiagonal(0.1), NegExpDiagonal(0.2)),
+    "class": (NegSquareDiagonal(), Scaled(1.0)),
+}
+
+
+def layer(map, **options):
+    module = register_negative_diagonal(nn.Linear(3, 3), map=map, **options)
+    return init_(module, "weight", nn.init.constant_, -1.5)
+
+
+@pytest.mark.parametrize(("one", "other"), PAIRS.values(), ids=PAIRS)
+def test_another_map_is_refused_both_ways(one, other):
+    for mine, theirs in ((one, other), (other, one)):
+        target, source = layer(mine), init_(layer(theirs), "weight", nn.init.constant_, -2.5)
+        before = target.weight.clone()
+        with pytest.raises(RuntimeError, match=r"weight: expected a checkpoint of .* found one of"):
+            target.load_state_dict(source.state_dict())
+        assert torch.equal(target.weight, before)
+        target.load_state_dict(plain_state_dict(source))
+        torch.testing.assert_close(target.weight, source.weight)
+
+
+@pytest.mark.parametrize(("one", "other"), PAIRS.values(), ids=PAIRS)
+def test_the_same_map_is_taken(one, other):
+    for kind in (one, other):
+        source = init_(layer(copy.deepcopy(kind)), "weight", nn.init.constant_, -2.5)
+        target = layer(kind)
+        target.load_state_dict(source.state_dict())
+        assert torch.equal(target.weight, source.weight)
+
+
+@pytest.mark.parametrize(("mine", "theirs"), [((0, 1), (1, 2)), ((1, 2), ()), ((0, 2), (0, 1))])
+def test_other_dims_are_refused(mine, theirs):
+    def bilinear(dims):
+        return register_negative_diagonal(nn.Bilinear(3, 3, 3), dims=dims)
+
+    with pytest.raises(RuntimeError, match="expected a checkpoint of exp"):
+        bilinear(mine).load_state_dict(bilinear(theirs).state_dict())
+    bilinear(mine).load_state_dict(bilinear(tuple(d - 3 for d in mine)).state_dict())
+
+
+def test_dims_that_say_nothing_new_are_the_same():
+    states = [
+        register_negative_diagonal(nn.Linear(3, 3), dims=dims).state_dict()
+        for dims in (None, (0, 1), (-2, -1))
+    ]
+    for state in states:
+        register_negative_diagonal(nn.Linear(3, 3)).load_state_dict(state)
+
+
+def test_what_a_map_has_learnt_is_no_part_of_it():
+    source, target = layer(LearnedScale), layer(LearnedScale)
+    with torch.no_grad():
+        source.parametrizations.weight[0].scale.add_(1)
+    target.load_state_dict(source.state_dict())
+    assert torch.equal(target.weight, source.weight)
+    assert list(plain_state_dict(source)) == ["weight", "bias"]
+
+
+ARITHMETIC = {
+    "mean of three": lambda v: (v + v + v) / 3,
+    "moving average": lambda v: 0.9 * v + 0.1 * v,
+    "float16": lambda v: v.half(),
+    "bfloat16": lambda v: v.bfloat16(),
+    "float64": lambda v: v.double(),
+    "noise": lambda v: v + 0.5 * torch.randn_like(v),
+    "a difference put back": lambda v: v + (v - v),
+    "on meta": lambda v: v.to("meta") if v.shape == (256,) else v,
+}
+
+
+@pytest.mark.parametrize("map", [pytest.param(m, id=n) for n, m in MAPS.items()])
+@pytest.mark.parametrize("change", ARITHMETIC.values(), ids=ARITHMETIC)
+def test_it_survives_arithmetic(change, map):
+    torch.manual_seed(0)
+    source = layer(map)
+    state = {key: change(value) for key, value in source.state_dict().items()}
+    layer(map).load_state_dict(state)
+    other = register_negative_diagonal(nn.Linear(3, 3), map=map, margin=0.25)
+    if not state[MARK].is_meta:
+        with pytest.raises(RuntimeError, match=r"margin=0\.25"):
+            other.load_state_dict(state)
+
+
+def test_entries_have_norms():
+    assert all(value.norm().isfinite() for value in layer("exp").state_dict().values())
+
+
+@pytest.mark.parametrize(
+    "bad", ["exp", None, 3, torch.zeros(2, 2), torch.zeros(()), torch.zeros(256) * torch.nan]
+)
+def test_a_mark_that_is_none_is_refused(bad):
+    target = layer("exp")
+    before = target.weight.clone()
+    with pytest.raises(RuntimeError, match=r"weight: expected .* exp\(margin=0.0\)"):
+        target.load_state_dict({**layer("exp").state_dict(), MARK: bad})
+    assert torch.equal(target.weight, before)
+
+
+def test_a_mark_of_version_0_1_is_read():
+    text = b"exp(margin=0.0)".ljust(192)
+    state = {**layer("exp").state_dict(), MARK: torch.tensor(list(text), dtype=torch.uint8)}
+    layer("exp").load_state_dict(state)
+    with pytest.raises(RuntimeError, match=r"expected a checkpoint of softplus.* found one of exp"):
+        layer("softplus").load_state_dict(state)

@@ -1,0 +1,99 @@
+"""A model within a wrapper that passes attributes through keeps its names and its life."""
+
+import pytest
+import torch
+from torch import nn
+
+from negdiag_param import (
+    init_,
+    negative_diagonals,
+    plain_state_dict,
+    register_negative_diagonal,
+    remove_negative_diagonal,
+)
+from tests.wrappers.table import every_wrapper, stock
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+
+def names(model):
+    return [name for name, _ in negative_diagonals(model)]
+
+
+@every_wrapper
+def test_names_are_the_wrapped_models_own(wrap):
+    model = register_negative_diagonal(stock(), "*.weight")
+    assert names(wrap(model)) == names(model) == ["0.weight", "2.weight"]
+
+
+@every_wrapper
+def test_layers_can_be_wrapped_too(wrap):
+    model = register_negative_diagonal(stock(), "*.weight")
+    model[0] = wrap(model[0])
+    assert names(model) == ["0.weight", "2.weight"]
+    init_(model, "0.weight", nn.init.constant_, -2.0)
+    model(torch.ones(1, 4)).sum().backward()
+    remove_negative_diagonal(model, "*.weight")
+    assert names(model) == []
+
+
+@every_wrapper
+def test_the_plain_state_is_that_of_the_wrapped_stock_model(wrap):
+    wrapped = wrap(register_negative_diagonal(stock(), "*.weight"))
+    plain, expected = plain_state_dict(wrapped), wrap(stock()).state_dict()
+    assert list(plain) == list(expected)
+    other = wrap(stock())
+    other.load_state_dict(plain, strict=True)
+    x = torch.randn(2, 4)
+    torch.testing.assert_close(other(x), wrapped(x))
+
+
+@every_wrapper
+def test_registering_initialising_and_removing_go_through(wrap):
+    wrapped = wrap(stock())
+    register_negative_diagonal(wrapped, "0.weight")
+    register_negative_diagonal(wrapped, "2.*")
+    assert names(wrapped) == ["0.weight", "2.weight"]
+    init_(wrapped, "*.weight", nn.init.constant_, 0.5)
+    for _, diagonal in negative_diagonals(wrapped):
+        torch.testing.assert_close(diagonal, torch.full((4,), -0.5))
+    wrapped(torch.ones(1, 4)).sum().backward()
+    expected = wrapped(torch.ones(1, 4))
+    remove_negative_diagonal(wrapped, "*.weight")
+    torch.testing.assert_close(wrapped(torch.ones(1, 4)), expected)
+    assert names(wrapped) == []
+
+
+def test_the_name_with_the_wrapper_in_it_is_understood_as_well():
+    compiled = torch.compile(register_negative_diagonal(stock(), "0.weight"), backend="eager")
+    init_(compiled, "_orig_mod.0.weight", nn.init.constant_, -3.0)
+    assert names(compiled) == ["0.weight"]
+    assert next(negative_diagonals(compiled))[1].allclose(torch.tensor(-3.0))
+
+
+def test_a_wrapper_that_hides_its_model_keeps_its_prefix():
+    model = nn.Sequential(register_negative_diagonal(stock(), "0.weight"))
+    assert names(model) == ["0.0.weight"]
+
+
+def test_a_wrapper_that_drops_keys_is_no_obstacle():
+    class Frozen(nn.Sequential):
+        def state_dict(self, *args, **kwargs):
+            state = super().state_dict(*args, **kwargs)
+            return {key: value for key, value in state.items() if not key.startswith("0.")}
+
+    model = register_negative_diagonal(Frozen(*stock()), "*.weight")
+    assert list(plain_state_dict(model)) == ["2.weight", "2.bias"]
+
+
+def test_lora_beside_a_registered_layer():
+    peft = pytest.importorskip("peft")
+    model = register_negative_diagonal(stock(), "0.weight")
+    tuned = peft.get_peft_model(model, peft.LoraConfig(target_modules=["2"]))
+    assert names(tuned) == ["0.weight"]
+    x = torch.randn(2, 4)
+    init_(tuned, "0.weight", nn.init.constant_, 0.5)
+    expected = tuned(x)
+    assert "base_model.model.0.weight" in plain_state_dict(tuned)
+    remove_negative_diagonal(tuned, "0.weight")
+    torch.testing.assert_close(tuned(x), expected)
