@@ -86,6 +86,14 @@ def test_rooms_are_small():
     assert lengths[len(lengths) // 2] < 100
 
 
+def test_classes_are_small():
+    for room, path in ROOMS.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                docstring = len((ast.get_docstring(node, clean=False) or "").splitlines())
+                assert node.end_lineno - node.lineno - docstring < 130, (room, node.name)
+
+
 def test_private_names_of_pytorch_are_read_in_one_room():
     allowed = {"_slotnames"}  # of copyreg
     for room, path in ROOMS.items():

@@ -57,3 +57,13 @@ def test_default_taps_of_a_grouped_convolution(groups):
     register_negative_diagonal(conv)
     assert_negative(grouped(groups)(conv.weight))
     assert_only_diagonal_differs(conv.weight, before, grouped(groups))
+
+
+def test_groups_are_inferred_only_where_they_fit():
+    conv = nn.Conv2d(4, 4, 4, groups=2)
+    before = conv.weight.detach().clone()
+    register_negative_diagonal(conv, dims=(2, 3))
+    assert_negative(conv.weight.diagonal(dim1=2, dim2=3))
+    assert_only_diagonal_differs(conv.weight, before, lambda w: w.diagonal(dim1=2, dim2=3))
+    gru = register_negative_diagonal(nn.GRU(3, 9), "weight_hh_l0", dims=(1, 0))
+    assert_negative(gru.weight_hh_l0.diagonal())

@@ -80,3 +80,16 @@ def test_a_learnable_map_gets_its_gradient():
     parametrization = Scaled()
     parametrization(torch.randn(3, 3)).sum().backward()
     assert parametrization.scale.grad is not None
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_all_orders_are_finite_where_the_value_overflows(name):
+    for x in (-200.0, 39.0, 88.7, 89.0, 200.0, 1e30):
+        original = torch.full((1, 1), x, requires_grad=True)
+        for function in (BUILT_IN[name](), lambda o: torch.func.vmap(BUILT_IN[name]())(o[None])):
+            derivative = function(original).sum()
+            for _ in range(3):
+                if not derivative.requires_grad:
+                    break  # that of a constant slope
+                (derivative,) = torch.autograd.grad(derivative.sum(), original, create_graph=True)
+                assert derivative.isfinite().all(), (x, derivative)
