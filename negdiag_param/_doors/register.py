@@ -8,12 +8,13 @@ from typing_extensions import Unpack
 from negdiag_param._doors import plan, targets, ties
 from negdiag_param._doors.rollback import restored_on_failure
 from negdiag_param._life import attachment
-from negdiag_param._parametrizations.options import OptionsDict
+from negdiag_param._parametrizations.options import OptionsDict, options_shown
 from negdiag_param._ranks import refusals
 
 M = TypeVar("M", bound=nn.Module)
 
 
+@options_shown
 def register_negative_diagonal(
     module: M,
     tensor_name: str = "weight",

@@ -62,10 +62,12 @@ def _made(base: type[nn.Module], tensor_names: tuple[str, ...]) -> type[nn.Modul
     def __reduce_ex__(self: nn.Module, protocol: int) -> tuple[Any, ...]:
         # Both pickle and deepcopy come here.
         with torch.no_grad():
-            state = base.__reduce_ex__(self, max(protocol, 2))[2]
+            reduced = base.__reduce_ex__(self, max(protocol, 2))
+        if len(reduced) < 3:
+            return reduced  # the class has its own way, without a state
         slots = {name: getattr(self, name) for name in slot_names if hasattr(self, name)}
         arguments = base, list(lookup.lists(self)), slots
-        return _revive, arguments, _without_derived_tensors(state)
+        return _revive, arguments, _without_derived_tensors(reduced[2])
 
     def register_parameter(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
         for tensor_name in lookup.ours(self):

@@ -26,7 +26,7 @@ class Meaning(NamedTuple):
     @classmethod
     def of(cls, map_name: str, options: Options, values: tuple[float, ...]) -> "Meaning":
         """The map with all that changes what an original means."""
-        shown = options.changed()
+        shown = {k: v for k, v in options.changed().items() if (k, v) != ("dims", (0, 1))}
         parts = [f"margin={options.margin}"]
         parts += [f"{key}={shown[key]!r}" for key in ("dims", "blocks", "taps") if key in shown]
         text = f"{map_name}({', '.join(parts)})"

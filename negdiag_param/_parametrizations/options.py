@@ -1,14 +1,18 @@
 """Every option of a negative diagonal, validated once."""
 
+import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
 
 from typing_extensions import TypedDict, override
 
 from negdiag_param._maths.diagonal import TAPS, Diagonal, Taps
 from negdiag_param._maths.feasible import INFEASIBLE, Infeasible
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class OptionsDict(TypedDict, total=False):
@@ -66,6 +70,15 @@ class Options:
 
 
 _set = object.__setattr__
+
+
+def options_shown(function: F) -> F:
+    """Lets ``help`` and editors show the options by name, in place of ``**options``."""
+    signature = inspect.signature(function)
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    named = [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(Options).parameters.values()]
+    function.__signature__ = signature.replace(parameters=[*own, *named])  # type: ignore[attr-defined]
+    return function
 
 
 def _checked_margin(margin: object) -> float:

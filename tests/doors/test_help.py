@@ -1,13 +1,16 @@
 """What ``help`` shows of the classes."""
 
+import inspect
 import pydoc
 import re
 
 import pytest
 from torch import nn
 
-from negdiag_param import NegativeDiagonal
+from negdiag_param import NegativeDiagonal, register_negative_diagonal
 from tests.support.tables import BUILT_IN
+
+OPTIONS = ["margin", "dims", "taps", "blocks", "infeasible", "cache_in_eval"]
 
 
 def is_function(value: object) -> bool:
@@ -38,3 +41,17 @@ def test_help_shows_what_users_call_and_nothing_private(cls):
     assert {"map", "inverse", "forward", "right_inverse"} <= listed
     private = {name for name in listed if re.match("_[^_]", name)}
     assert not private - set(dir(nn.Module))
+
+
+def test_the_options_are_shown_by_name():
+    parameters = inspect.signature(register_negative_diagonal).parameters
+    assert list(parameters) == ["module", "tensor_name", "map", *OPTIONS]
+    for cls in BUILT_IN.values():
+        assert list(inspect.signature(cls).parameters) == OPTIONS
+
+
+def test_an_unknown_option_is_refused():
+    layer = nn.Linear(2, 2)
+    with pytest.raises(TypeError, match="margn"):
+        register_negative_diagonal(layer, margn=0.1)
+    assert type(layer) is nn.Linear
