@@ -1,6 +1,13 @@
-"""Set-ups of every test."""
+import os
+import tempfile
+from pathlib import Path
 
 import torch
 
-# The tensors are small: a second thread would only be waited for, above all on a busy machine.
+# The layers are tiny: more threads only wait for each other.
 torch.set_num_threads(1)
+
+# The compiler's cache on disk does not tell the levels of vectorization of a CPU apart.
+_level = torch.backends.cpu.get_cpu_capability()
+_cache = Path(tempfile.gettempdir(), f"negdiag_param-inductor-{torch.__version__}-{_level}")
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_cache))

@@ -59,7 +59,7 @@ def own_class(base: type[nn.Module], tensor_names: Iterable[str]) -> type[nn.Mod
 def _made(base: type[nn.Module], tensor_names: tuple[str, ...]) -> type[nn.Module]:
     slot_names = copyreg._slotnames(base)  # type: ignore[attr-defined]
 
-    def __reduce_ex__(self: nn.Module, protocol: int) -> tuple[Any, ...]:
+    def __reduce_ex__(self: nn.Module, protocol: int) -> str | tuple[Any, ...]:
         # Both pickle and deepcopy come here.
         with torch.no_grad():
             reduced = base.__reduce_ex__(self, max(protocol, 2))
