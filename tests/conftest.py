@@ -1,10 +1,12 @@
+"""Set-ups of every test."""
+
 import os
 import tempfile
 from pathlib import Path
 
 import torch
 
-# The layers are tiny: more threads only wait for each other.
+# The tensors are small: a second thread would only be waited for, above all on a busy machine.
 torch.set_num_threads(1)
 
 # The compiler's cache on disk does not tell the levels of vectorization of a CPU apart.
