@@ -92,10 +92,10 @@ def register_negative_diagonal(
         if not found:
             targets.refuse_no_match(module, tensor_name, "a diagonal")
     for target in found:
-        refusals.check_registrable(module, target.owner, target.name)
+        refusals.check_registrable(target.owner, target.name)
     plans = [(target, plan.planned(target, template)) for target in found]
     ties.check_untied(module, found, "registering would rewrite both")
-    ties.check_kept_nowhere_else(module, found)
+    ties.check_kept_nowhere_else(found)
     with restored_on_failure(target.owner for target in found):
         for target, parametrization in plans:
             attachment.attach(target.owner, target.tensor_name, parametrization)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from negdiag_param._life import lookup
+from negdiag_param._life.attachment import give_data
 from negdiag_param._ranks.dtensor import is_sharded
 from negdiag_param._torch_private import (
     non_persistent_buffers,
@@ -74,4 +75,4 @@ def _restore(tensor: Tensor, backup: tuple[Tensor, bool]) -> None:
     if copied and tensor.shape == value.shape:
         tensor.copy_(value)
     elif tensor.data_ptr() != value.data_ptr():
-        tensor.set_(value)  # type: ignore[call-overload]
+        give_data(tensor, value)

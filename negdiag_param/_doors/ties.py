@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from negdiag_param._doors.targets import Target, every
-from negdiag_param._life.lookup import joined
 
 _DEPTH = 3  # of containers within containers
 
@@ -31,28 +30,27 @@ def check_untied(module: nn.Module, found: list[Target], consequence: str) -> No
                     )
 
 
-def check_kept_nowhere_else(module: nn.Module, found: list[Target]) -> None:
-    """Refuses tensors that some module keeps a second time, in a list, a dict or an attribute.
+def check_kept_nowhere_else(found: list[Target]) -> None:
+    """Refuses tensors that their module keeps a second time, in a list, a dict or an attribute.
 
     That module would go on computing with the original, which is not constrained.
 
     Raises:
         ValueError: if there is one, naming the attribute.
     """
-    kept = {id(stored): target for target in found for stored in target.stored}
-    for path, owner in module.named_modules():
-        for attribute, value in vars(owner).items():
-            if attribute in _MANAGED or _is_of_rnn(owner, attribute):
+    for target in found:
+        kept = {id(stored) for stored in target.stored}
+        for attribute, value in vars(target.owner).items():
+            if attribute in _MANAGED or _is_of_rnn(target.owner, attribute):
                 continue
             for where, tensor in _tensors(value, _DEPTH):
-                target = kept.get(id(tensor))
-                if target is not None:
+                if id(tensor) in kept:
                     raise ValueError(
                         f"{target.name}: expected a tensor that its module reads as "
-                        f"self.{target.tensor_name}, got one that is also kept in "
-                        f"{joined(path, attribute)}{where}, shape {tuple(tensor.shape)}, "
-                        f"{tensor.dtype}; what reads it there would see the original, which is "
-                        f"not constrained. Remove that reference first"
+                        f"self.{target.tensor_name}, got one that it also keeps in "
+                        f"self.{attribute}{where}, shape {tuple(tensor.shape)}, {tensor.dtype}; "
+                        f"what reads it there would see the original, which is not constrained. "
+                        f"Remove that reference first"
                     )
 
 

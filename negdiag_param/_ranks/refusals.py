@@ -10,17 +10,12 @@ from negdiag_param._ranks.dtensor import is_sharded
 ORDER = "parallelize_module -> register_negative_diagonal -> fully_shard"
 
 
-def check_registrable(root: nn.Module, owner: nn.Module, name: str) -> None:
-    """Refuses a module that data parallelism has taken hold of already.
+def check_registrable(owner: nn.Module, name: str) -> None:
+    """Refuses a module whose parameters ``fully_shard`` has taken hold of already.
 
     Raises:
-        ValueError: if the parameters of ``owner`` belong to it.
+        ValueError: if it manages ``owner``.
     """
-    if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in root.modules()):
-        raise ValueError(
-            f"{name}: expected a module that is not replicated yet, got a {type(root).__name__}; "
-            f"the order is register_negative_diagonal -> DistributedDataParallel"
-        )
     if _torch_private.is_managed_by_fsdp(owner):
         raise ValueError(
             f"{name}: expected a module that is not sharded yet, got a {type(owner).__name__} "

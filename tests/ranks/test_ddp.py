@@ -1,7 +1,12 @@
 """A registered model that DistributedDataParallel replicates."""
 
+from functools import partial
+
 import pytest
+import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed._composable import replicate
 from torch.nn.parallel import DistributedDataParallel
 
 from negdiag_param import (
@@ -12,7 +17,7 @@ from negdiag_param import (
     remove_negative_diagonal,
 )
 from tests.ranks.harness import CLOCK, on
-from tests.ranks.models import MAPS, assert_trained_alike, make, registered, train
+from tests.ranks.models import MAPS, N, assert_trained_alike, make, registered, train, train_with
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(CLOCK)]
 
@@ -27,13 +32,68 @@ def test_trains_as_one_process(map: str) -> None:
     assert_trained_alike(model, alone)
 
 
+def change(name: str, replicas: nn.Module) -> None:
+    """What people do to a replicated model, on every rank."""
+    model = getattr(replicas, "module", replicas)
+    if name == "removed":
+        remove_negative_diagonal(replicas, "*.weight")
+    elif name == "removed from a layer":
+        remove_negative_diagonal(model[0])
+    elif name == "registered":
+        register_negative_diagonal(replicas, "*.weight")
+    elif name == "registered within":
+        register_negative_diagonal(model, "*.weight")
+    elif name == "registered on a layer":
+        register_negative_diagonal(model[2])
+    elif name == "removed and registered":
+        remove_negative_diagonal(model, "*.weight")
+        register_negative_diagonal(model, "*.weight", map="softplus")
+    elif name == "assigned":
+        model[0].weight = -2 * torch.ones(N, N)
+
+
+CHANGES = {
+    "removed": True,
+    "removed from a layer": True,
+    "removed and registered": True,
+    "assigned": True,
+    "registered": False,
+    "registered within": False,
+    "registered on a layer": False,
+}
+WRAP = {
+    "ddp": DistributedDataParallel,
+    "ddp, unused found": partial(DistributedDataParallel, find_unused_parameters=True),
+    "replicate": replicate,
+}
+
+
+@pytest.mark.parametrize("wrap", WRAP)
+@pytest.mark.parametrize("name", CHANGES)
 @on(2)
-def test_a_later_registration_is_refused() -> None:
-    replicas = DistributedDataParallel(make())
-    expected = "expected a module that is not replicated yet.*-> DistributedDataParallel"
-    with pytest.raises(ValueError, match=expected):
-        register_negative_diagonal(replicas, "module.*.weight")
-    train(replicas, split=True, steps=2)
+def test_replicas_stay_in_step_after(name: str, wrap: str) -> None:
+    """At least three steps after the change, as one process that went through the same."""
+    alone, model = (registered() if CHANGES[name] else make() for _ in range(2))
+    replicas = WRAP[wrap](model)
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.02) for m in (alone, model)]
+    for steps in (2, 4):
+        if steps == 4:
+            change(name, alone)
+            change(name, replicas)
+        train_with(optimizers[0], alone, split=False, steps=steps)
+        train_with(optimizers[1], replicas, split=True, steps=steps)
+        for ours, theirs in zip(model.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs)
+    for parameter in model.parameters():
+        copies = [torch.empty_like(parameter) for _ in range(dist.get_world_size())]
+        dist.all_gather(copies, parameter.detach())
+        assert all(torch.equal(copy, copies[0]) for copy in copies)
+
+
+@on(2)
+def test_replicas_elsewhere_are_no_obstacle() -> None:
+    container = nn.ModuleList([DistributedDataParallel(make()), make()])
+    register_negative_diagonal(container, "1.*.weight")
 
 
 @on(2)
