@@ -15,7 +15,7 @@ from negdiag_param._doors.targets import Target
 from negdiag_param._life import lookup
 from negdiag_param._maths.diagonal import Diagonal
 from negdiag_param._parametrizations.base import NegativeDiagonal
-from negdiag_param._parametrizations.invert import judged
+from negdiag_param._parametrizations.invert import check, judged
 from negdiag_param._parametrizations.options import Options, OptionsDict
 from negdiag_param._parametrizations.ready import (
     NegExpDiagonal,
@@ -24,6 +24,7 @@ from negdiag_param._parametrizations.ready import (
 )
 from negdiag_param._parametrizations.record import Record
 from negdiag_param._parametrizations.transform import TransformDiagonal
+from negdiag_param._ranks import dtensor
 from negdiag_param._torch_private import non_persistent_buffers
 
 MapName = Literal["exp", "softplus", "sign_flip"]
@@ -87,10 +88,14 @@ def planned(target: Target, template: NegativeDiagonal) -> NegativeDiagonal:
         tensor = target.tensor
     parametrization = copy.deepcopy(template)
     persistent = tensor_name not in non_persistent_buffers(owner)
-    parametrization.record = Record(name, _order(owner), persistent)
+    parametrization.record = Record(
+        name, _order(owner), persistent, mesh_dims=dtensor.mesh_dims(stored)
+    )
     parametrization.options = _fitted(template.options, target, tensor.ndim)
     options = parametrization.options
-    judged(tensor, options.diagonal, parametrization.strict, options.at_registration, name)
+    check(tensor, options.diagonal, parametrization.strict, name)
+    if not dtensor.is_sharded(tensor):  # what ranks share they judge together, in registering
+        judged(tensor, options.diagonal, parametrization.strict, options.at_registration, name)
     layers.check_gradient(owner, name)
     if template.options.taps == "center":
         layers.check_center(owner, tensor_name, name)

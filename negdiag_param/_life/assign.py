@@ -56,8 +56,10 @@ def writes(
         )
     parametrizations = lookup.lists(module)[tensor_name]
     targets = lookup.originals(module, tensor_name)
+    ours = lookup.find(module, tensor_name)
     for target in targets:
-        refusals.check_assignable(parametrizations, target, tensor_name)
+        before = ours.record.mesh_dims if ours else 0
+        refusals.check_assignable(parametrizations, target, before, tensor_name)
     if isinstance(value, Tensor) and len(targets) == 1:
         value = dtensor.aligned(value, targets[0])
         expected, found = _summary(targets[0]), _summary(value)

@@ -11,7 +11,7 @@ from negdiag_param._maths.diagonal import Diagonal
 from negdiag_param._maths.feasible import Infeasible, Verdict, judge, reflected
 from negdiag_param._maths.limits import FLOAT_DTYPES
 from negdiag_param._maths.strict import StrictMap
-from negdiag_param._ranks import dtensor
+from negdiag_param._ranks import agreement, dtensor
 
 
 def dtype_of(tensor: object) -> torch.dtype:
@@ -53,7 +53,7 @@ def check(tensor: object, diagonal: Diagonal, strict: StrictMap, name: str) -> N
 def judged(
     weight: Tensor, diagonal: Diagonal, strict: StrictMap, infeasible: Infeasible, name: str
 ) -> str | None:
-    """What to warn of before ``weight`` is inverted, if anything.
+    """What is to be reflected and warned of before ``weight`` is inverted, if anything.
 
     Raises:
         TypeError: as :func:`check`.
@@ -61,13 +61,9 @@ def judged(
             under ``"error"``.
     """
     check(weight, diagonal, strict, name)
-    if weight.is_meta:
-        return None
-    limits = strict.limits(weight.dtype)
-    local, parts = dtensor.local(weight.detach(), diagonal, name)
-    verdict = sum((judge(part.view(local), limits) for part in parts), Verdict())
+    verdict = _verdict(weight.detach(), diagonal, strict, name)
     with _named(name, weight):
-        return verdict.warning(limits, infeasible)
+        return verdict.warning(strict.limits(weight.dtype), infeasible)
 
 
 def inverted(
@@ -77,19 +73,29 @@ def inverted(
 
     Raises:
         TypeError: as :func:`check`.
-        ValueError: as :func:`judged`, or if a user's inverse does not lead back to ``weight``.
+        ValueError: as :func:`judged`, or if a user's inverse does not lead back to ``weight``. If
+            it is distributed, on all ranks as soon as one has a reason.
     """
-    warning = judged(weight, diagonal, strict, infeasible, name)
+    check(weight, diagonal, strict, name)
+    limits = strict.limits(weight.dtype)
     with torch.no_grad():
         original = weight.detach().clone(memory_format=_memory_format(weight))
-        if original.is_meta:
-            return original
+        verdict = _verdict(original, diagonal, strict, name)
         local, parts = dtensor.local(original, diagonal, name)
-        with _named(name, weight):
-            for part in parts:
+        reason = None
+        try:
+            verdict.warning(limits, infeasible)
+            for part in () if original.is_meta else parts:
                 entries = part.view(local)
-                feasible = reflected(entries, strict.limits(weight.dtype))
-                entries.copy_(strict.inverse(feasible))
+                entries.copy_(strict.inverse(reflected(entries, limits)))
+        except ValueError as error:
+            reason = error
+    verdict, failed = agreement.agreed(verdict, reason is not None, weight)
+    where = f" on rank {failed}" if dtensor.is_sharded(weight) else ""
+    with _named(name, weight, where):
+        warning = verdict.warning(limits, infeasible)
+        if failed is not None:
+            raise reason or ValueError("expected an inverse that reaches the diagonal, got none")
     if warning:
         shape = tuple(weight.shape)
         warn_user(
@@ -98,14 +104,23 @@ def inverted(
     return original
 
 
+def _verdict(weight: Tensor, diagonal: Diagonal, strict: StrictMap, name: str) -> Verdict:
+    """What this rank sees."""
+    if weight.is_meta:
+        return Verdict()
+    local, parts = dtensor.local(weight, diagonal, name)
+    limits = strict.limits(weight.dtype)
+    return sum((judge(part.view(local), limits) for part in parts), Verdict())
+
+
 @contextmanager
-def _named(name: str, weight: Tensor) -> Iterator[None]:
-    """Says in an error which tensor it is about."""
+def _named(name: str, weight: Tensor, where: str = "") -> Iterator[None]:
+    """Says in an error which tensor it is about, and where."""
     try:
         yield
     except ValueError as error:
         shape = tuple(weight.shape)
-        raise ValueError(f"{name}: {error}; got shape {shape}, {weight.dtype}") from error
+        raise ValueError(f"{name}: {error}{where}; got shape {shape}, {weight.dtype}") from error
 
 
 def _memory_format(tensor: Tensor) -> torch.memory_format:

@@ -61,6 +61,11 @@ def local(tensor: Tensor, diagonal: Diagonal, name: str) -> tuple[Tensor, tuple[
     )
 
 
+def mesh_dims(tensor: Tensor) -> int:
+    """How many dimensions the mesh of ``tensor`` has; none for a plain one."""
+    return tensor.device_mesh.ndim if is_sharded(tensor) else 0
+
+
 def whole(tensor: Tensor) -> Tensor:
     """``tensor`` as every rank would see it on its own. Gathers a distributed one."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from negdiag_param import _torch_private
-from negdiag_param._ranks.dtensor import is_sharded
+from negdiag_param._ranks.dtensor import is_sharded, mesh_dims
 
 ORDER = "parallelize_module -> register_negative_diagonal -> fully_shard"
 
@@ -37,13 +37,15 @@ def check_removable(owner: nn.Module, name: str) -> None:
         )
 
 
-def check_assignable(owner: nn.Module, target: Tensor, name: str) -> None:
+def check_assignable(owner: nn.Module, target: Tensor, before: int, name: str) -> None:
     """Refuses a write to a tensor that ``fully_shard`` has gathered and is about to drop.
+
+    What it has sharded lies on a mesh of more dimensions than ``before``.
 
     Raises:
         ValueError: if ``target`` is such a tensor.
     """
-    if _torch_private.is_managed_by_fsdp(owner) and not is_sharded(target):
+    if _torch_private.is_managed_by_fsdp(owner) and mesh_dims(target) <= before:
         raise ValueError(
             f"{name}: expected a sharded tensor to assign to, got the gathered one of a forward "
             f"pass, which would lose the value; call reshard() on the module given to "
