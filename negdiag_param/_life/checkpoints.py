@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from negdiag_param._life import lookup
 from negdiag_param._parametrizations.base import NegativeDiagonal
-from negdiag_param._ranks import dtensor
+from negdiag_param._ranks import agreement, dtensor
 from negdiag_param._torch_private import is_placeholder
 
 
@@ -56,15 +56,19 @@ def _translate(
         plain = prefix + tensor_name
         original = f"{prefix}parametrizations.{tensor_name}.original"
         mark = f"{prefix}parametrizations.{tensor_name}.0._extra_state"
+        persistent = parametrization.record.persistent
+        # set_model_state_dict fills in the model's own tensors for what it does not find.
+        if state_dict.get(original, originals[0]) is originals[0] and persistent:
+            value = agreement.shared(state_dict.get(plain), originals[0])
+            if value is not None:
+                state_dict[plain] = value
         try:
-            persistent = parametrization.record.persistent
             if not is_placeholder(state_dict.get(mark)) and mark in state_dict:
                 parametrization.set_extra_state(state_dict[mark])
             elif original in state_dict or plain in state_dict or not persistent:
                 state_dict[mark] = parametrization.get_extra_state()
             if not persistent:
                 continue
-            # set_model_state_dict fills in the model's own tensors for what it does not find.
             if plain in state_dict and state_dict.get(original, originals[0]) is originals[0]:
                 value = state_dict.pop(plain)
                 assigned = local_metadata.get("assign_to_params_buffers", False)

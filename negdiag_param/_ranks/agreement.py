@@ -40,3 +40,26 @@ def agreed(verdict: Verdict, fails: bool, weight: Tensor) -> Finding:
     entries, not_finite, infeasible, largest, failed = row.tolist()
     together = Verdict(int(entries), int(not_finite), int(infeasible), largest)
     return Finding(together, None if failed == -torch.inf else int(-failed))
+
+
+def shared(value: object, original: Tensor) -> object:
+    """``value``, or that of another rank which shares ``original`` where this one has none.
+
+    ``broadcast_from_rank0`` leaves an entry that is not the model's own to the first rank only.
+    """
+    if not is_sharded(original) or original.device_mesh.get_coordinate() is None:
+        return value
+    import torch.distributed as dist
+
+    mesh = original.device_mesh
+    for dim in range(mesh.ndim):
+        group = mesh.get_group(dim)
+        flag = torch.tensor([value is not None], device=original.to_local().device)
+        flags = [torch.empty_like(flag) for _ in range(mesh.size(dim))]
+        dist.all_gather(flags, flag, group=group)
+        having = [i for i, found in enumerate(flags) if found]
+        if 0 < len(having) < len(flags):
+            parcel = [value]
+            dist.broadcast_object_list(parcel, group=group, group_src=having[0])
+            value = parcel[0]
+    return value
