@@ -1,6 +1,7 @@
 """Distributed tensors: each rank works on its own shard, and no rank asks another."""
 
 import sys
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,7 @@ from negdiag_param._maths.strict import StrictMap
 from negdiag_param._ranks import geometry, placements
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
 
 _PLAIN = (Tensor, nn.Parameter)
@@ -45,6 +47,11 @@ def local(tensor: Tensor, diagonal: Diagonal, name: str) -> tuple[Tensor, tuple[
     if not is_sharded(tensor):
         return tensor, (diagonal,)
     shard = tensor.to_local()
+    if not torch.compiler.is_compiling() and not _is_in_order(tensor.device_mesh):
+        raise ValueError(
+            f"{name}: expected a mesh that lists ranks in ascending order, which PyTorch places "
+            f"shards by, got {tensor.device_mesh}"
+        )
     coordinate = tensor.device_mesh.get_coordinate()
     if coordinate is None:  # this rank holds nothing of the tensor
         return shard, ()
@@ -106,6 +113,12 @@ def like(value: Tensor, target: Tensor) -> Tensor:
         pieces = [value.narrow(dim, run.start, len(run)) for run in runs]
         value = torch.cat(pieces, dim) if pieces else value.narrow(dim, 0, 0)
     return _wrapped(value, target)
+
+
+@lru_cache(maxsize=256)
+def _is_in_order(mesh: "DeviceMesh") -> bool:
+    # Shards are scattered and gathered in the order of ranks, but cut by place in the mesh.
+    return all(bool((mesh.mesh.diff(dim=dim) > 0).all()) for dim in range(mesh.ndim))
 
 
 def _wrapped(shard: Tensor, model: "DTensor") -> Tensor:

@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Shard
+from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.placement_types import _StridedShard
 
@@ -78,3 +78,15 @@ def test_other_shards_than_chunks_are_refused() -> None:
     )
     with pytest.raises(ValueError, match="weight: expected a shard of shape"):
         NegExpDiagonal()(odd)
+
+
+@on(2)
+def test_meshes_that_do_not_list_ranks_in_order_are_refused() -> None:
+    mesh, layer = DeviceMesh("cpu", [1, 0]), nn.Linear(4, 4)
+    layer.weight = nn.Parameter(distribute_tensor(layer.weight.detach(), mesh, [Shard(0)]))
+    parametrization = NegExpDiagonal(infeasible="reflect")
+    with pytest.raises(ValueError, match=r"weight: expected a mesh that lists ranks in ascending"):
+        register_negative_diagonal(layer)
+    with pytest.raises(ValueError, match=r"weight: expected a mesh that lists ranks in ascending"):
+        parametrization(layer.weight)
+    assert type(layer) is nn.Linear
