@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from negdiag_param._doors import targets
+from negdiag_param._life import lookup
 from negdiag_param._life.assign import Write, silent_writes
-from negdiag_param._ranks import dtensor
+from negdiag_param._ranks import dtensor, refusals
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -52,6 +53,8 @@ def init_(
         raise TypeError(f"initializer: expected a callable, got {type(initializer).__name__}")
     writes: list[Write] = []
     for target in found:
+        ndim = lookup.ours(target.owner)[target.tensor_name].record.ndim
+        refusals.check_whole(target.stored[0], ndim, target.name)
         with torch.no_grad():
             value = dtensor.whole(target.tensor).clone()
             initializer(value, *args, **kwargs)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from negdiag_param import _torch_private
 from negdiag_param._doors import targets
+from negdiag_param._doors.wrappers import named_owners
 from negdiag_param._life import lookup
 from negdiag_param._life.lookup import joined
 from negdiag_param._parametrizations.base import NegativeDiagonal
@@ -64,6 +65,7 @@ def _registered(model: nn.Module, state: dict[str, Any]) -> Iterator[_Entry]:
     """The originals in the state dict, by their path or, where a wrapper renames, by identity."""
     by_path: dict[str, tuple[str, NegativeDiagonal]] = {}
     by_identity: dict[int, tuple[str, NegativeDiagonal]] = {}
+    names = {path: name for name, path, _ in named_owners(model)}
     for path, owner in model.named_modules(remove_duplicate=False):
         for tensor_name, parametrization in lookup.ours(owner).items():
             if not lookup.is_alone(owner, tensor_name):
@@ -72,7 +74,8 @@ def _registered(model: nn.Module, state: dict[str, Any]) -> Iterator[_Entry]:
                     f"negative diagonal, found {lookup.lists(owner)[tensor_name]}"
                 )
             mine = tensor_name, parametrization
-            by_path[joined(path, f"parametrizations.{tensor_name}.original")] = mine
+            for prefix in (path, names.get(path, path)):
+                by_path[joined(prefix, f"parametrizations.{tensor_name}.original")] = mine
             by_identity[id(lookup.originals(owner, tensor_name)[0])] = mine
     for key, value in state.items():
         entry = by_path.get(key) or by_identity.get(id(value))

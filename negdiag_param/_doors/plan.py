@@ -89,7 +89,7 @@ def planned(target: Target, template: NegativeDiagonal) -> NegativeDiagonal:
     parametrization = copy.deepcopy(template)
     persistent = tensor_name not in non_persistent_buffers(owner)
     parametrization.record = Record(
-        name, _order(owner), persistent, mesh_dims=dtensor.mesh_dims(stored)
+        name, _order(owner), persistent, tensor.ndim, dtensor.mesh_dims(stored)
     )
     parametrization.options = _fitted(template.options, target, tensor.ndim)
     options = parametrization.options

@@ -42,7 +42,9 @@ def is_alone(module: nn.Module, tensor_name: str) -> bool:
 def originals(module: nn.Module, tensor_name: str) -> list[Tensor]:
     """The tensors that the parametrized tensor is computed from."""
     source = lists(module)[tensor_name]
-    return [*source.parameters(recurse=False), *source.buffers(recurse=False)]
+    found = [*source.parameters(recurse=False), *source.buffers(recurse=False)]
+    # FullyShardedDataParallel leaves a view of its flat parameter, which is neither.
+    return found or [source.original]  # type: ignore[list-item]
 
 
 def stored(module: nn.Module, tensor_name: str) -> list[Tensor]:

@@ -58,8 +58,9 @@ def _evaluated(found: nn.Module) -> Tensor:
     ):
         original: Any = own_parameters(found).get("original")
         if original is None:
-            original = own_buffers(found)["original"]
-        return only.forward(original)
+            original = own_buffers(found).get("original")
+        if original is not None:
+            return only.forward(original)
     return found()  # type: ignore[no-any-return]
 
 

@@ -10,4 +10,5 @@ class Record:
     name: str = "weight"  # of the tensor, for messages
     order: tuple[str, ...] = ()  # the tensors of its module, as they stood before
     persistent: bool = True  # whether the tensor is in checkpoints
+    ndim: int | None = None  # of the tensor
     mesh_dims: int = 0  # of the mesh it was distributed over before fully_shard

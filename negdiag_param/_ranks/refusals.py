@@ -19,7 +19,7 @@ def check_registrable(owner: nn.Module, name: str) -> None:
     if _torch_private.is_managed_by_fsdp(owner):
         raise ValueError(
             f"{name}: expected a module that is not sharded yet, got a {type(owner).__name__} "
-            f"that fully_shard manages; the order is {ORDER}"
+            f"that fully_shard or FullyShardedDataParallel manages; the order is {ORDER}"
         )
 
 
@@ -32,8 +32,8 @@ def check_removable(owner: nn.Module, name: str) -> None:
     if _torch_private.is_managed_by_fsdp(owner):
         raise ValueError(
             f"{name}: expected a module that is not sharded, got a {type(owner).__name__} that "
-            f"fully_shard manages; load plain_state_dict(model) into a model without the "
-            f"negative diagonal instead"
+            f"fully_shard or FullyShardedDataParallel manages; load plain_state_dict(model) into "
+            f"a model without the negative diagonal instead"
         )
 
 
@@ -49,7 +49,24 @@ def check_assignable(owner: nn.Module, target: Tensor, before: int, name: str) -
         raise ValueError(
             f"{name}: expected a sharded tensor to assign to, got the gathered one of a forward "
             f"pass, which would lose the value; call reshard() on the module given to "
-            f"fully_shard first"
+            f"fully_shard first, or assign before FullyShardedDataParallel wraps the model"
+        )
+
+
+def check_whole(original: Tensor, ndim: int | None, name: str) -> None:
+    """Refuses what FullyShardedDataParallel leaves outside of a forward pass.
+
+    Raises:
+        ValueError: if ``original`` is a flat piece of what was registered, or has no memory.
+    """
+    flat = ndim is not None and original.ndim != ndim
+    plain = type(original) in (Tensor, nn.Parameter) and not original.is_meta
+    freed = plain and original.numel() > 0 and original.untyped_storage().nbytes() == 0
+    if flat or freed:
+        raise ValueError(
+            f"{name}: expected a tensor of {ndim} dimensions, got what is left of it outside of a "
+            f"forward pass, shape {tuple(original.shape)}, {original.dtype}; go within "
+            f"FullyShardedDataParallel.summon_full_params(model)"
         )
 
 
