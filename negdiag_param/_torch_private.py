@@ -14,6 +14,11 @@ from torch.nn.utils import parametrize
 _MODULE_CALL = nn.Module.__call__
 
 
+# What a parallel style asks a module for before it converts anything. If it is gone, the error of
+# a style that comes too late is PyTorch's own.
+DISTRIBUTED_MARK = "_distribute_module_applied"
+
+
 @lru_cache
 def _warn_once(missing: str, consequence: str) -> None:
     warnings.warn(

@@ -40,6 +40,16 @@ class _Shared(type):
             super().__delattr__(name)
 
 
+class _NotYetDistributed:
+    """Refuses a parallel style that comes after registration; an instance's own mark hides it."""
+
+    def __get__(self, module: nn.Module | None, cls: type[nn.Module]) -> bool:
+        if module is not None:
+            for tensor_name in lookup.ours(module):
+                refusals.check_parallelizable(lookup.originals(module, tensor_name), module)
+        return False
+
+
 def attach(module: nn.Module) -> None:
     """Gives ``module`` the class for its parametrized tensors; the first one, if there are none."""
     base = parametrize.type_before_parametrizations(module)
@@ -70,8 +80,6 @@ def _made(base: type[nn.Module], tensor_names: tuple[str, ...]) -> type[nn.Modul
         return _revive, arguments, _without_derived_tensors(reduced[2])
 
     def register_parameter(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        for tensor_name in lookup.ours(self):
-            refusals.check_parallelizable(param, lookup.originals(self, tensor_name), self)
         # `layer.weight = nn.Parameter(W)` comes here before it could reach the property.
         if param is not None and name in lookup.lists(self):
             assign(self, name, param.detach())
@@ -87,6 +95,7 @@ def _made(base: type[nn.Module], tensor_names: tuple[str, ...]) -> type[nn.Modul
 
     namespace: dict[str, Any] = {
         "__module__": base.__module__,
+        _torch_private.DISTRIBUTED_MARK: _NotYetDistributed(),
         "__prepare_scriptable__": __prepare_scriptable__,
         "__reduce_ex__": __reduce_ex__,
         "register_parameter": register_parameter,

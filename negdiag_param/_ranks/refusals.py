@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from negdiag_param import _torch_private
 from negdiag_param._ranks.dtensor import is_sharded, mesh_dims
@@ -70,14 +71,14 @@ def check_whole(original: Tensor, ndim: int | None, name: str) -> None:
         )
 
 
-def check_parallelizable(new: Tensor | None, originals: Iterable[Tensor], owner: nn.Module) -> None:
+def check_parallelizable(originals: Iterable[Tensor], owner: nn.Module) -> None:
     """Refuses a parallel style that starts on a registered module, before it converts anything.
 
     Raises:
-        ValueError: if ``new`` is distributed and an original is not.
+        ValueError: if an original is not distributed yet.
     """
-    if new is not None and is_sharded(new) and not all(map(is_sharded, originals)):
+    if not all(map(is_sharded, originals)):
         raise ValueError(
-            f"expected a {type(owner).__name__} without a negative diagonal to distribute, got a "
-            f"registered one; the order is {ORDER}"
+            f"expected a {type_before_parametrizations(owner).__name__} without a negative "
+            f"diagonal to distribute, got a registered one; the order is {ORDER}"
         )
