@@ -26,8 +26,8 @@ def test_a_notebook_runs_without_errors(path, monkeypatch):
     nbformat.validate(notebook)
     client = nbclient.NotebookClient(
         notebook,
-        timeout=120,
-        startup_timeout=120,
+        timeout=None,  # pytest has one
+        startup_timeout=1800,
         kernel_name="python3",
         resources={"metadata": {"path": str(path.parent)}},
     )

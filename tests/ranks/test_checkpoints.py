@@ -194,3 +194,14 @@ def test_sharded_checkpoint_is_read_by_a_single_process(folder: Path) -> None:
             expected = weights(registered())
         for ours, theirs in zip(weights(model), expected, strict=True):
             torch.testing.assert_close(ours, theirs)
+
+
+@on(3)
+def test_the_marks_alone_tell_of_another_map_before_anything_is_written(folder: Path) -> None:
+    model = scrambled("softplus")
+    before = weights(model)
+    marks = {key: mark for key, mark in model.state_dict().items() if key.endswith("_extra_state")}
+    dcp.load({"model": marks}, checkpoint_id=folder / "sharded")
+    with pytest.raises(RuntimeError, match=REFUSAL):
+        model.load_state_dict(marks, strict=False)
+    assert all(map(torch.equal, weights(model), before))
