@@ -22,7 +22,16 @@ from torch.nn.utils import parametrize
 
 from negdiag_param import negative_diagonals, plain_state_dict, register_negative_diagonal
 from tests.ranks.harness import CLOCK, on
-from tests.ranks.models import EVEN, PLAN, batch, make, shard, train, whole
+from tests.ranks.models import (
+    EVEN,
+    PLAN,
+    assert_communicates_as_without,
+    batch,
+    make,
+    shard,
+    train,
+    whole,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(CLOCK), pytest.mark.filterwarnings("ignore")]
 
@@ -172,3 +181,23 @@ def test_diagonals_are_read_and_penalised(kind: str) -> None:
     sum(d.square().sum() for _, d in negative_diagonals(model)).backward()
     for layer in layers(model):
         assert whole(layer.parametrizations.weight.original.grad).diagonal().count_nonzero() == EVEN
+
+
+@every_kind
+@on(4)
+def test_a_checkpoint_of_another_map_is_refused(kind: str) -> None:
+    state = get_model_state_dict(build(kind, map="softplus"))
+    target = build(kind)
+    before = output(target)
+    with pytest.raises(RuntimeError, match=r"expected a checkpoint of exp.*found one of softplus"):
+        set_model_state_dict(target, state)
+    assert torch.equal(output(target), before)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "ddp"])
+@on(4)
+def test_communicates_as_the_plain_model(kind: str) -> None:
+    def model(with_diagonal: bool) -> nn.Module:
+        return build(kind) if with_diagonal else KINDS[kind](make(EVEN), lambda bare: bare)
+
+    assert_communicates_as_without(model, split_of(kind))
