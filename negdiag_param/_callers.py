@@ -7,6 +7,7 @@ from collections.abc import Iterator
 _PASSED_BY = ("torch", "negdiag_param")
 # What functional_call puts tensors in with.
 _SUBSTITUTES = ("torch.nn.utils.stateless", "torch.nn.utils._named_member_accessor")
+_DISTRIBUTES = "torch.distributed.tensor._api"
 
 
 def warn_user(message: str) -> None:
@@ -27,6 +28,12 @@ def is_substituting() -> bool:
         if name.partition(".")[0] not in _PASSED_BY:
             return False
     return False
+
+
+def is_distributing() -> bool:
+    """Whether ``distribute_module`` asks, which every parallel style begins with."""
+    outside = (name for name in _callers() if name.partition(".")[0] != "negdiag_param")
+    return next(outside, "") == _DISTRIBUTES
 
 
 def _callers() -> Iterator[str]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from negdiag_param import _torch_private
+from negdiag_param._callers import is_distributing
 from negdiag_param._life import checkpoints, lookup, reset
 from negdiag_param._life.assign import assign
 from negdiag_param._life.reading import tensor_property
@@ -44,7 +45,8 @@ class _NotYetDistributed:
     """Refuses a parallel style that comes after registration; an instance's own mark hides it."""
 
     def __get__(self, module: nn.Module | None, cls: type[nn.Module]) -> bool:
-        if module is not None:
+        # Others look at every attribute there is.
+        if module is not None and is_distributing():
             for tensor_name in lookup.ours(module):
                 refusals.check_parallelizable(lookup.originals(module, tensor_name), module)
         return False

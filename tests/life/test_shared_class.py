@@ -3,6 +3,7 @@
 import abc
 import copy
 import gc
+import inspect
 import pickle
 import weakref
 
@@ -108,3 +109,9 @@ def test_an_ensemble_is_stacked():
 
     found = torch.func.vmap(run)(parameters, buffers)
     torch.testing.assert_close(found, torch.stack([layer(x) for layer in layers]))
+
+
+def test_every_attribute_can_be_looked_at():
+    layer = linear()
+    assert dict(inspect.getmembers(layer))["weight"].shape == (3, 3)
+    inspect.getmembers(type(layer))
