@@ -104,7 +104,10 @@ def is_just_forward(module: nn.Module) -> bool:
             or module._forward_pre_hooks
             or module._backward_hooks
             or module._backward_pre_hooks
-            or nn_module._has_any_global_hook()
+            or nn_module._global_forward_hooks
+            or nn_module._global_forward_pre_hooks
+            or nn_module._global_backward_hooks
+            or nn_module._global_backward_pre_hooks
             or "forward" in module.__dict__
             or module._compiled_call_impl
             or nn.Module.__call__ is not _MODULE_CALL

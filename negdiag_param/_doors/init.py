@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from negdiag_param._doors import targets
 from negdiag_param._life import lookup
@@ -57,9 +57,28 @@ def init_(
         refusals.check_whole(target.stored[0], ndim, target.name)
         with torch.no_grad():
             value = dtensor.whole(target.tensor).clone()
-            initializer(value, *args, **kwargs)
+            before = value.clone()
+            _check_filled(value, before, initializer(value, *args, **kwargs))
             value = dtensor.agreed(value, target.stored[0])
         writes += silent_writes(target.owner, target.tensor_name, value)
     for write in writes:
         write.carry_out()
     return module
+
+
+def _check_filled(value: Tensor, before: Tensor, result: object) -> None:
+    """Refuses an initializer that made a tensor of its own, where it should have filled one.
+
+    Raises:
+        ValueError: if it did.
+    """
+    if (
+        isinstance(result, Tensor)
+        and not value.is_meta
+        and result.untyped_storage().data_ptr() != value.untyped_storage().data_ptr()
+        and torch.equal(value, before)
+    ):
+        raise ValueError(
+            f"initializer: expected a callable that fills its tensor in place, got one that left "
+            f"it as it was and returned another, shape {tuple(result.shape)}, {result.dtype}"
+        )

@@ -5,9 +5,8 @@ from dataclasses import replace
 from typing import Literal, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributions import Transform
-from torch.nn.parameter import is_lazy
 from typing_extensions import Unpack
 
 from negdiag_param._doors import layers
@@ -15,7 +14,7 @@ from negdiag_param._doors.targets import Target
 from negdiag_param._life import lookup
 from negdiag_param._maths.diagonal import Diagonal
 from negdiag_param._parametrizations.base import NegativeDiagonal
-from negdiag_param._parametrizations.invert import check, judged
+from negdiag_param._parametrizations.invert import check, dense, judged
 from negdiag_param._parametrizations.options import Options, OptionsDict
 from negdiag_param._parametrizations.ready import (
     NegExpDiagonal,
@@ -78,12 +77,8 @@ def planned(target: Target, template: NegativeDiagonal) -> NegativeDiagonal:
         raise TypeError(f"{name}: expected a module in Python, got a {type(owner).__name__}")
     if lookup.find(owner, tensor_name):
         raise ValueError(f"{name}: expected a tensor not registered yet, got one that is")
-    stored = target.stored[0]
-    if is_lazy(stored):
-        raise TypeError(
-            f"{name}: expected an initialized tensor, got {type(stored).__name__}; "
-            f"run the lazy module once first"
-        )
+    stored = dense(target.stored[0], name)
+    _check_writable(stored, name)
     with torch.no_grad():
         tensor = target.tensor
     parametrization = copy.deepcopy(template)
@@ -100,6 +95,25 @@ def planned(target: Target, template: NegativeDiagonal) -> NegativeDiagonal:
     if template.options.taps == "center":
         layers.check_center(owner, tensor_name, name)
     return parametrization
+
+
+def _check_writable(stored: Tensor, name: str) -> None:
+    """Refuses what cannot hold an original, which every entry and every step writes to.
+
+    Raises:
+        ValueError: if entries share memory, or the tensor takes no gradients.
+    """
+    found = f"got shape {tuple(stored.shape)}, {stored.dtype}"
+    if stored.is_inference() and not torch.is_inference_mode_enabled():
+        raise ValueError(
+            f"{name}: expected a tensor made outside of torch.inference_mode(), {found}, made in it"
+        )
+    span = 1 + sum((n - 1) * step for n, step in zip(stored.shape, stored.stride(), strict=True))
+    if stored.numel() > span:
+        raise ValueError(
+            f"{name}: expected a tensor whose entries have a memory of their own, {found} with "
+            f"strides {stored.stride()}; make it contiguous first"
+        )
 
 
 def _order(owner: nn.Module) -> tuple[str, ...]:
@@ -119,6 +133,8 @@ def _fitted(options: Options, target: Target, ndim: int) -> Options:
     if any(not -ndim <= dim < ndim for dim in options.dims or ()):
         return options  # refused below, as they were given
     resolved = options.diagonal.resolved(ndim)
+    if len(set(resolved)) < len(resolved):
+        return options
     blocks = options.blocks
     if blocks is None and resolved == (0, 1):
         blocks = layers.blocks(owner, tensor_name)

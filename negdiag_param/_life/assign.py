@@ -10,6 +10,7 @@ from negdiag_param._callers import is_substituting
 from negdiag_param._life import lookup
 from negdiag_param._maths.feasible import Infeasible
 from negdiag_param._parametrizations.base import NegativeDiagonal
+from negdiag_param._parametrizations.invert import dense
 from negdiag_param._ranks import dtensor, refusals
 
 
@@ -61,6 +62,7 @@ def writes(
         before = ours.record.mesh_dims if ours else 0
         refusals.check_assignable(parametrizations, target, before, tensor_name)
     if isinstance(value, Tensor) and len(targets) == 1:
+        dense(value, tensor_name)
         value = dtensor.aligned(value, targets[0])
         expected, found = _summary(targets[0]), _summary(value)
         if expected != found:

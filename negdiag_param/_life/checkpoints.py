@@ -73,6 +73,7 @@ def _translate(
                 value = state_dict.pop(plain)
                 assigned = local_metadata.get("assign_to_params_buffers", False)
                 state_dict[original] = _inverse(value, originals[0], parametrization, assigned)
+            _check_real(state_dict.get(original))
         except (TypeError, ValueError) as error:
             yield f"While loading {plain}: {error}"
             # What is there already takes the place of what was refused.
@@ -85,8 +86,17 @@ def _inverse(
 ) -> Any:
     if not isinstance(value, Tensor) or value.shape != original.shape:
         return value  # load_state_dict says what is wrong with it
-    if value.is_complex():
-        raise TypeError(f"expected real numbers, got shape {tuple(value.shape)}, {value.dtype}")
+    _check_real(value)
     if not assigned:
         value = dtensor.aligned(value.to(original.dtype), original)
     return dtensor.like(parametrization.right_inverse(value), original)
+
+
+def _check_real(value: object) -> None:
+    """Refuses what loading would make real numbers of, by leaving out a part of it.
+
+    Raises:
+        TypeError: if ``value`` is a complex or quantized tensor.
+    """
+    if isinstance(value, Tensor) and (value.is_complex() or value.is_quantized):
+        raise TypeError(f"expected real numbers, got shape {tuple(value.shape)}, {value.dtype}")

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, MutableMapping
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
@@ -14,6 +15,8 @@ V = TypeVar("V")
 
 def lists(module: nn.Module) -> dict[str, nn.Module]:
     """The lists of parametrizations by tensor name. Something may have wrapped a list."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return {}
     holder = own_modules(module).get("parametrizations")
     if not isinstance(holder, nn.ModuleDict):
         return {}

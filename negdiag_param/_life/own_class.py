@@ -84,7 +84,7 @@ def _made(base: type[nn.Module], tensor_names: tuple[str, ...]) -> type[nn.Modul
     def register_parameter(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
         # `layer.weight = nn.Parameter(W)` comes here before it could reach the property.
         if param is not None and name in lookup.lists(self):
-            assign(self, name, param.detach())
+            assign(self, name, param)
         else:
             base.register_parameter(self, name, param)
 

@@ -57,10 +57,10 @@ class OwnMap(ScalarMap):
         self._try_map(value)
         value = (value + limits.margin).clamp(max=-limits.nearest)
         try:
-            x = self.functions.inverse(value)
+            x = self._like(value, self.functions.inverse(value.clone()), "inverse")
         except NotImplementedError as error:  # which PyTorch would take for "there is none"
             raise ValueError(f"expected an inverse of {self.name}, got {error!r}") from error
-        back = self.functions.map(x)
+        back = self._like(x, self.functions.map(x), "map")
         if not (x.isfinite() & torch.isclose(back, value, rtol=1e-2, atol=1e-2)).all():
             raise ValueError(
                 f"expected an inverse that reaches the diagonal, but the inverse of {self.name} "
@@ -81,13 +81,30 @@ class OwnMap(ScalarMap):
 
     def _try_map(self, like: Tensor) -> None:
         for x in _PROBES:
-            image = self.functions.map(torch.full_like(like, x))
-            if image.shape != like.shape or not (image.isfinite() & (image <= 0)).all():
+            probe = torch.full_like(like, x)
+            image = self._like(like, self.functions.map(probe), "map")
+            if not (probe == x).all():
+                raise ValueError(
+                    f"expected a map that leaves its argument as it is, got {self.name}, which "
+                    f"writes to it"
+                )
+            if not (image.isfinite() & (image <= 0)).all():
                 raise ValueError(
                     f"expected a map from the reals to the negative numbers, got {self.name} with "
-                    f"values up to {image.max().item():.6g} of shape {tuple(image.shape)} for "
-                    f"{tuple(like.shape)} at {x:g}"
+                    f"values up to {image.max().item():.6g} at {x:g}"
                 )
+
+    def _like(self, argument: Tensor, result: object, what: str) -> Tensor:
+        """What a user's function returned, if it may take the place of its argument."""
+        found = type(result).__name__
+        if isinstance(result, Tensor):
+            if (result.shape, result.dtype) == (argument.shape, argument.dtype):
+                return result
+            found = f"shape {tuple(result.shape)}, {result.dtype}"
+        raise ValueError(
+            f"expected the {what} of {self.name} to return shape {tuple(argument.shape)}, "
+            f"{argument.dtype} for such a tensor, got {found}"
+        )
 
 
 _PROBES = (-8.0, -3.0, -1.0, -0.1, 0.0, 0.1, 1.0, 3.0, 8.0)

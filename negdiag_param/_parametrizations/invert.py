@@ -5,12 +5,14 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from negdiag_param._callers import warn_user
 from negdiag_param._maths.diagonal import Diagonal
 from negdiag_param._maths.feasible import Infeasible, Verdict, judge, reflected
 from negdiag_param._maths.limits import FLOAT_DTYPES
 from negdiag_param._maths.strict import StrictMap
+from negdiag_param._parametrizations.options import check_policy
 from negdiag_param._ranks import agreement, dtensor
 
 
@@ -18,11 +20,33 @@ def dtype_of(tensor: object) -> torch.dtype:
     """The dtype of ``tensor``.
 
     Raises:
-        TypeError: if it is none.
+        TypeError: if it is none, or not dense.
     """
+    return dense(tensor).dtype
+
+
+def dense(tensor: object, name: str = "") -> Tensor:
+    """``tensor``, if all of its entries are there to be read.
+
+    Raises:
+        TypeError: if it is no tensor, sparse, quantized, nested or not initialized.
+    """
+    named = f"{name}: " if name else ""
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"expected a tensor, got {type(tensor).__name__}")
-    return tensor.dtype
+        raise TypeError(f"{named}expected a tensor, got {type(tensor).__name__}")
+    if is_lazy(tensor):
+        raise TypeError(
+            f"{named}expected an initialized tensor, got {type(tensor).__name__}; "
+            f"run the lazy module once first"
+        )
+    if tensor.is_nested:
+        raise TypeError(f"{named}expected a dense tensor, got a nested one, {tensor.dtype}")
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        raise TypeError(
+            f"{named}expected a dense tensor, got shape {tuple(tensor.shape)}, {tensor.dtype}, "
+            f"layout {tensor.layout}{' (quantized)' if tensor.is_quantized else ''}"
+        )
+    return tensor
 
 
 def check(tensor: object, diagonal: Diagonal, strict: StrictMap, name: str) -> None:
@@ -32,14 +56,8 @@ def check(tensor: object, diagonal: Diagonal, strict: StrictMap, name: str) -> N
         TypeError: if ``tensor`` is not a dense, real floating-point tensor.
         ValueError: if the diagonal, the margin or the placements do not fit it.
     """
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    tensor = dense(tensor, name)
     found = f"got shape {tuple(tensor.shape)}, {tensor.dtype}"
-    if tensor.layout != torch.strided or tensor.is_quantized:
-        raise TypeError(
-            f"{name}: expected a dense tensor, {found}, "
-            f"layout {tensor.layout}{' (quantized)' if tensor.is_quantized else ''}"
-        )
     if tensor.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64, {found}")
     misfit = diagonal.misfit(tensor.shape)
@@ -76,6 +94,7 @@ def inverted(
         ValueError: as :func:`judged`, or if a user's inverse does not lead back to ``weight``. If
             it is distributed, on all ranks as soon as one has a reason.
     """
+    check_policy(infeasible)
     check(weight, diagonal, strict, name)
     limits = strict.limits(weight.dtype)
     with torch.no_grad():

@@ -53,7 +53,7 @@ def encode(meaning: Meaning) -> Tensor:
 
 def mismatch(mark: object, expected: Meaning) -> str | None:
     """What keeps a checkpoint with ``mark`` from being loaded where ``expected`` holds."""
-    if not isinstance(mark, Tensor) or mark.ndim != 1 or mark.is_complex():
+    if not isinstance(mark, Tensor) or mark.ndim != 1 or not _is_real(mark):
         what = (
             f"shape {tuple(mark.shape)}, {mark.dtype}" if isinstance(mark, Tensor) else repr(mark)
         )
@@ -63,14 +63,18 @@ def mismatch(mark: object, expected: Meaning) -> str | None:
     found = Meaning.parse(_decode(mark))
     if found.text == expected.text and _agree(found.values, expected.values):
         return None
-    return f"expected a checkpoint of {expected}, found one of {found}"
+    return f"expected a checkpoint of {expected}, found one of {found if found.text else 'no map'}"
 
 
 def _decode(mark: Tensor) -> str:
     # Version 0.1 wrote the characters as bytes.
     codes = mark.detach().cpu().double() / (1.0 if mark.dtype == torch.uint8 else _GAP)
     characters = codes.nan_to_num().round().clamp(0, 127).to(torch.uint8).tolist()
-    return bytes(characters).decode("ascii").strip()
+    return bytes(characters).decode("ascii").strip("\0 ")
+
+
+def _is_real(mark: Tensor) -> bool:
+    return mark.layout == torch.strided and not (mark.is_complex() or mark.is_quantized)
 
 
 def _agree(found: tuple[float, ...], expected: tuple[float, ...]) -> bool:

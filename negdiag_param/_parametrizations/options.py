@@ -48,7 +48,7 @@ class Options:
         _set(self, "dims", _checked_dims(self.dims))
         _check_choice("taps", self.taps, TAPS)
         _check_blocks(self.blocks)
-        _check_choice("infeasible", self.infeasible, INFEASIBLE)
+        check_policy(self.infeasible)
         if not isinstance(self.cache_in_eval, bool):
             raise TypeError(f"cache_in_eval: expected True or False, got {self.cache_in_eval!r}")
         _set(self, "diagonal", Diagonal(self.dims, self.blocks or 1, self.taps))
@@ -81,10 +81,23 @@ def options_shown(function: F) -> F:
     return function
 
 
+def check_policy(infeasible: object) -> None:
+    """Refuses what is no policy for infeasible entries.
+
+    Raises:
+        TypeError: if it is not a string.
+        ValueError: if it is an unknown one.
+    """
+    _check_choice("infeasible", infeasible, INFEASIBLE)
+
+
 def _checked_margin(margin: object) -> float:
     if isinstance(margin, bool) or not isinstance(margin, Real):
         raise TypeError(f"margin: expected a number, got {type(margin).__name__}")
-    value = float(margin)
+    try:
+        value = float(margin)
+    except OverflowError:  # of a whole number
+        value = math.inf
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"margin: expected a finite number that is not negative, got {margin}")
     return value
@@ -110,5 +123,7 @@ def _check_blocks(blocks: object) -> None:
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected one of {choices}, got {type(value).__name__}")
     if value not in choices:
         raise ValueError(f"{name}: expected one of {choices}, got {value!r}")

@@ -1,5 +1,6 @@
 """A ``torch.distributions`` transform as a map."""
 
+import copy
 import re
 from typing import cast
 
@@ -16,7 +17,7 @@ class TransformDiagonal(NegativeDiagonal):
 
     def __init__(self, transform: Transform, **options: Unpack[OptionsDict]) -> None:
         super().__init__(**options)
-        self.transform = _uncached(transform)
+        self.transform = _copyable(transform)
 
     @override
     def map(self, x: Tensor) -> Tensor:
@@ -38,8 +39,20 @@ class TransformDiagonal(NegativeDiagonal):
         return re.sub(r" at 0x\w+", "", " ".join(repr(self.transform).split()))
 
 
-def _uncached(transform: Transform) -> Transform:
-    """The transform without its memory of the last tensors, which no copy could take along."""
+def _copyable(transform: Transform) -> Transform:
+    """The transform as copies of a module take it along, without its memory of the last tensors.
+
+    Raises:
+        ValueError: if PyTorch cannot copy it.
+    """
     if isinstance(transform, ComposeTransform):
-        return ComposeTransform([_uncached(part) for part in transform.parts])
-    return cast(Transform, transform.with_cache(0))
+        return ComposeTransform([_copyable(part) for part in transform.parts])
+    try:
+        found = cast(Transform, transform.with_cache(0))
+        copy.deepcopy(found).bijective  # noqa: B018 (the copy of an inverse has lost its transform)
+    except (AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"map: expected a transform that can be copied, without .inv and with cache_size=0, "
+            f"got {transform}"
+        ) from error
+    return found

@@ -42,11 +42,3 @@ def test_repr_shows_the_transform():
     text = repr(layer.parametrizations.weight[0])
     assert "SoftplusTransform" in text
     assert "AffineTransform" in text
-
-
-@pytest.mark.parametrize("bad", ["no", "yes"])
-def test_cache_in_eval_is_a_bool(bad):
-    with pytest.raises(TypeError, match="cache_in_eval"):
-        NegExpDiagonal(cache_in_eval=bad)
-    with pytest.raises(TypeError, match="cache_in_eval"):
-        register_negative_diagonal(nn.Linear(2, 2), cache_in_eval=bad)

@@ -1,15 +1,13 @@
 """Registering keeps the layer as it was, but for a diagonal reflected to the negatives."""
 
 import copy
-import math
 
-import pytest
 import torch
 from torch import nn
 from torch.distributions import AffineTransform, ComposeTransform, SoftplusTransform
 from torch.nn.utils import parametrize
 
-from negdiag_param import NegExpDiagonal, register_negative_diagonal, remove_negative_diagonal
+from negdiag_param import register_negative_diagonal, remove_negative_diagonal
 from tests.support.asserts import (
     assert_negative,
     assert_only_diagonal_differs,
@@ -18,9 +16,8 @@ from tests.support.asserts import (
     registered,
     weight_of,
 )
-from tests.support.modules import Raw, linear
+from tests.support.modules import Raw
 from tests.support.tables import (
-    every_dtype,
     every_layer_once_every_map_somewhere,
     every_map,
     every_margin,
@@ -126,12 +123,3 @@ def test_the_ecosystems_door_gives_the_same_weight(layer, map):
     module = layer.make()
     parametrize.register_parametrization(module, layer.tensor_name, parametrization)
     assert_same_bits(weight_of(layer, module), weight_of(layer, helped))
-
-
-@every_dtype
-def test_the_bare_classes_refuse_before_anything_changes(dtype):
-    layer = linear(math.nan, dtype)
-    with pytest.raises(ValueError, match="weight: expected a finite diagonal"):
-        parametrize.register_parametrization(layer, "weight", NegExpDiagonal())
-    assert type(layer) is nn.Linear
-    assert layer.weight.diagonal().isnan().all()

@@ -1,20 +1,18 @@
 """Removing leaves a stock module with the last weight."""
 
 import copy
-from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
 from negdiag_param import (
-    init_,
     negative_diagonals,
     register_negative_diagonal,
     remove_negative_diagonal,
 )
 from tests.support.asserts import assert_same_bits
-from tests.support.modules import Raw, linear
+from tests.support.modules import Raw
 from tests.support.tables import every_layer_once_every_map_somewhere, every_map
 
 
@@ -66,23 +64,3 @@ def test_raw_tensors_of_every_kind_together(map):
     assert list(module.state_dict()) == list(stock.state_dict())
     assert not isinstance(module.constant, nn.Parameter)
     torch.testing.assert_close(module(x), expected)
-
-
-OPERATIONS: dict[str, Callable[[nn.Module, str], nn.Module]] = {
-    "remove": remove_negative_diagonal,
-    "init_": lambda module, tensor_name: init_(module, tensor_name, nn.init.zeros_),
-}
-
-
-@pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize(
-    ("tensor_name", "message"),
-    [
-        ("weight", "weight: expected a tensor registered with a negative diagonal"),
-        ("wait", "near names: weight"),
-        ("*", "expected tensors with a negative diagonal"),
-    ],
-)
-def test_only_registered_tensors_can_be_removed_or_initialised(operation, tensor_name, message):
-    with pytest.raises(ValueError, match=message):
-        OPERATIONS[operation](linear(), tensor_name)

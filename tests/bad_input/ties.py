@@ -1,0 +1,75 @@
+"""Tensors that are in use at a second place."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from negdiag_param import register_negative_diagonal, remove_negative_diagonal
+from tests.bad_input.table import MATRIX, Bad, Table
+from tests.support.modules import linear
+
+
+class Keeping(nn.Linear):
+    """Keeps its weight a second time."""
+
+    def __init__(self, keep: Callable[[Tensor], object]) -> None:
+        super().__init__(3, 3)
+        object.__setattr__(self, "kept", keep(self.weight))
+
+
+def tied(share: Callable[[Tensor], nn.Parameter]) -> nn.ModuleList:
+    model = nn.ModuleList([linear(), linear()])
+    model[1].weight = share(model[0].weight)
+    return model
+
+
+def sharing_originals() -> nn.ModuleList:
+    model = register_negative_diagonal(nn.ModuleList([linear(), linear()]), "*.weight")
+    model[1].parametrizations.weight.original = model[0].parametrizations.weight.original
+    return model
+
+
+KEPT = {
+    "in an attribute": (lambda w: w, ""),
+    "in a dict": (lambda w: {"w": w}, "['w']"),
+    "in a list": (lambda w: [1, w], "[1]"),
+    "deep down": (lambda w: {"a": [(w,)]}, "['a'][0][0]"),
+}
+
+ROWS: Table = {
+    **{
+        f"register_negative_diagonal: a weight kept {label} too": Bad(
+            lambda keep=keep: Keeping(keep),
+            register_negative_diagonal,
+            ValueError,
+            f"weight: expected a tensor that its module reads as self.weight, got one that it also "
+            f"keeps in self.kept{where}, {MATRIX}; what reads it there would see the original, "
+            f"which is not constrained. Remove that reference first",
+        )
+        for label, (keep, where) in KEPT.items()
+    },
+    **{
+        f"register_negative_diagonal: {label}": Bad(
+            lambda share=share: tied(share),
+            lambda model, name=name: register_negative_diagonal(model, name),
+            ValueError,
+            f"{name}: expected a tensor of its own, got one tied to {other}, {MATRIX}; registering "
+            f"would rewrite both. Untie them first",
+        )
+        for label, share, name, other in [
+            ("a tied weight", lambda w: w, "0.weight", "1.weight"),
+            ("the other tied weight", lambda w: w, "1.weight", "0.weight"),
+            ("shared memory", lambda w: nn.Parameter(w.detach()), "0.weight", "1.weight"),
+        ]
+    },
+    **{
+        f"remove_negative_diagonal: a shared original, {name}": Bad(
+            sharing_originals,
+            lambda model, name=name: remove_negative_diagonal(model, name),
+            ValueError,
+            f"0.weight: expected a tensor of its own, got one tied to 1.weight, {MATRIX}; removing "
+            f"would bake the value in twice. Untie them first",
+        )
+        for name in ("0.weight", "*.weight")
+    },
+}
