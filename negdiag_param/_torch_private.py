@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, MutableMapping
 from functools import lru_cache
+from itertools import count
 from typing import Any
 
 import torch
@@ -27,6 +28,9 @@ def _warn_once(missing: str, consequence: str) -> None:
         RuntimeWarning,
         stacklevel=3,
     )
+
+
+# These three have been there since the first releases; without them nothing here works.
 
 
 def own_modules(module: nn.Module) -> dict[str, nn.Module | None]:
@@ -78,18 +82,25 @@ def is_placeholder(value: object) -> bool:
     return type(value).__name__ == "_EXTRA_STATE"
 
 
+_UNKNOWN_VERSIONS = count()
+
+
 def version(tensor: Tensor) -> int:
-    """How often ``tensor`` was written in place."""
-    return tensor._version
+    """How often ``tensor`` was written in place. If unknown: another number each time."""
+    try:
+        return tensor._version
+    except AttributeError:
+        _warn_once("Tensor._version", "weights are computed anew instead of cached")
+        return next(_UNKNOWN_VERSIONS)
 
 
-def function_transforms_active() -> bool:
-    """Whether a ``torch.func`` transform runs. If unknown: yes, which is right and slower."""
+def function_transforms_active(if_unknown: bool = True) -> bool:
+    """Whether a ``torch.func`` transform runs. To believe so is right everywhere, and slower."""
     try:
         return torch._C._are_functorch_transforms_active()
     except AttributeError:
         _warn_once("torch._C._are_functorch_transforms_active", "eager mode is slower")
-        return True
+        return if_unknown
 
 
 def is_just_forward(module: nn.Module) -> bool:

@@ -49,7 +49,7 @@ def writes(
         RuntimeError: under a ``torch.func`` transform or in ``functional_call``.
         ValueError: if shape, dtype or device differ, or a parametrization has no right_inverse.
     """
-    if _torch_private.function_transforms_active() or is_substituting():
+    if _torch_private.function_transforms_active(if_unknown=False) or is_substituting():
         raise RuntimeError(
             f"{tensor_name}: expected no assignment inside a torch.func transform or "
             f"functional_call, got one; give functional_call the key "

@@ -1,13 +1,16 @@
 """Exported programs keep the map: another original still comes out negative."""
 
+from functools import lru_cache
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from negdiag_param import register_negative_diagonal
 from tests.support.asserts import first, registered, sample, shifted
+from tests.support.modules import Half
 from tests.support.tables import Layer, every_layer, every_layer_once_every_map_somewhere
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -25,6 +28,18 @@ NAMES = (
 )
 
 
+@lru_cache
+def is_taken(kind: type[nn.RNNBase]) -> bool:
+    """Whether this PyTorch exports recurrent layers with any parametrization."""
+    stock = kind(3, 4)
+    parametrize.register_parametrization(stock, "weight_hh_l0", Half())
+    try:
+        torch.export.export(stock, (torch.ones(2, 1, 3),), strict=False)
+    except ValueError:
+        return False
+    return True
+
+
 def assert_export_keeps_the_map(layer: Layer, map: Any, strict: bool) -> None:
     module, x = registered(layer, map), sample(layer)
     exported = torch.export.export(module, (x,), strict=strict)
@@ -40,6 +55,9 @@ def assert_export_keeps_the_map(layer: Layer, map: Any, strict: bool) -> None:
 
 @every_layer_once_every_map_somewhere(*NAMES, somewhere=("linear",))
 def test_export_keeps_the_map(layer, map):
+    kind = type(layer.make())
+    if issubclass(kind, nn.RNNBase) and not is_taken(kind):
+        pytest.skip(f"this PyTorch exports no parametrized {kind.__name__}, except strictly")
     assert_export_keeps_the_map(layer, map, strict=False)
 
 

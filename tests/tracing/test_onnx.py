@@ -3,14 +3,15 @@
 import io
 from typing import Any
 
-import onnx
-import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
 
 from tests.support.asserts import first, registered, sample, shifted
 from tests.support.tables import NAMED, Layer, every_layer_once_every_map_somewhere
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 NAMES = (

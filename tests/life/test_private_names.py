@@ -1,0 +1,191 @@
+"""PyTorch's private names, gone one by one: what is promised happens, and everything else works."""
+
+import ast
+import copy
+import inspect
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from negdiag_param import _torch_private as private
+from negdiag_param import (
+    init_,
+    negative_diagonals,
+    plain_state_dict,
+    register_negative_diagonal,
+    remove_negative_diagonal,
+)
+
+Monkeypatch = pytest.MonkeyPatch
+SMALL = "small layers are slower"
+
+
+class Gone:
+    """A name of ``nn.Module`` or ``Tensor`` that PyTorch itself still finds."""
+
+    def __init__(self, name: str, inherited: Any = None) -> None:
+        self.name, self.inherited = name, inherited
+
+    def __get__(self, owner: Any, cls: type) -> Any:
+        if sys._getframe(1).f_globals["__name__"] == private.__name__:
+            raise AttributeError(self.name)
+        if owner is None or self.name not in vars(owner):
+            return self.inherited.__get__(owner, cls) if self.inherited else None
+        return vars(owner)[self.name]
+
+    def __set__(self, owner: Any, value: Any) -> None:
+        vars(owner)[self.name] = value
+
+
+class Without:
+    """A module without one of its names."""
+
+    def __init__(self, module: Any, name: str, **others: Any) -> None:
+        self._module, self._name = module, name
+        vars(self).update(others)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self._name:
+            raise AttributeError(name)
+        return getattr(self._module, name)
+
+
+def of_modules(name: str) -> Callable[[Monkeypatch], None]:
+    gone = Gone(name, inspect.getattr_static(nn.Module, name, None))
+    return lambda patch: patch.setattr(nn.Module, name, gone, raising=False)
+
+
+def of_tensors(name: str) -> Callable[[Monkeypatch], None]:
+    gone = Gone(name, inspect.getattr_static(Tensor, name))
+    return lambda patch: patch.setattr(Tensor, name, gone, raising=False)
+
+
+def of_hooks(name: str) -> Callable[[Monkeypatch], None]:
+    return lambda patch: patch.setattr(private, "nn_module", Without(private.nn_module, name))
+
+
+def of_parametrize(name: str) -> Callable[[Monkeypatch], None]:
+    return lambda patch: patch.setattr(private, "parametrize", Without(parametrize, name))
+
+
+def of_c(name: str) -> Callable[[Monkeypatch], None]:
+    without = Without(torch, "", _C=Without(torch._C, name))
+    return lambda patch: patch.setattr(private, "torch", without)
+
+
+CALLS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+EVERYWHERE = [f"_global{name}" for name in CALLS]
+# The name, how it goes, and what is promised then; without a promise nothing is to be noticed.
+NAMES: dict[str, tuple[Callable[[Monkeypatch], None], str]] = {
+    **{name: (of_modules(name), SMALL) for name in (*CALLS, "_compiled_call_impl")},
+    **{name: (of_hooks(name), SMALL) for name in EVERYWHERE},
+    "_cache": (of_parametrize("_cache"), "recomputes instead of caching"),
+    "_cache_enabled": (of_parametrize("_cache_enabled"), "recomputes instead of caching"),
+    "_version": (of_tensors("_version"), "computed anew instead of cached"),
+    "_are_functorch_transforms_active": (
+        of_c("_are_functorch_transforms_active"),
+        "eager mode is slower",
+    ),
+    "_non_persistent_buffers_set": (
+        of_modules("_non_persistent_buffers_set"),
+        "registered buffers become persistent",
+    ),
+    "_load_from_state_dict": (
+        of_modules("_load_from_state_dict"),
+        "checkpoints from before registration do not load",
+    ),
+}
+# Not there most of the time as it is: notes that others leave on a state dict or a module.
+NOTES = {"_metadata", "_EXTRA_STATE", "_is_fsdp_managed_module", "_distribute_module_applied"}
+FOUNDATIONS = {"_modules", "_parameters", "_buffers", "_C"}
+
+
+def life() -> list[Tensor]:
+    """All that a registered layer lives through but for loading a plain checkpoint."""
+
+    class Linear(nn.Linear):
+        """Of a class that nothing was registered on yet."""
+
+    torch.manual_seed(0)
+    layer, seen = Linear(3, 3), []
+    register_negative_diagonal(layer, cache_in_eval=True)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
+    for _ in range(3):
+        optimizer.zero_grad()
+        sum((entries - 1).square().sum() for _, entries in negative_diagonals(layer)).backward()
+        optimizer.step()
+        seen.append(layer(torch.ones(2, 3)))
+        with torch.no_grad(), parametrize.cached():
+            seen += [layer.weight, layer.weight, layer.eval()(torch.ones(1, 3))]
+        with torch.no_grad():
+            seen += [layer.weight, layer.train().weight]
+    with torch.no_grad():
+        seen.append(layer.eval().weight)
+        layer.parametrizations.weight.original.add_(0.5)
+        seen.append(layer.weight)
+    layer.weight = -torch.ones(3, 3)
+    init_(layer, "weight", nn.init.constant_, -3.0)
+    other = copy.deepcopy(layer)
+    other.weight = -2 * torch.ones(3, 3)
+    layer.load_state_dict(other.state_dict())
+    seen += [layer.weight, *plain_state_dict(layer).values(), *torch.func.vmap(layer)(seen[1])]
+    return [*seen, remove_negative_diagonal(layer).weight]
+
+
+def loads_plain_checkpoints() -> bool:
+    class Linear(nn.Linear):
+        pass
+
+    layer = register_negative_diagonal(Linear(3, 3))
+    missing = layer.load_state_dict(
+        remove_negative_diagonal(copy.deepcopy(layer)).state_dict(), strict=False
+    )
+    return not missing.missing_keys
+
+
+def keeps_buffers_out() -> bool:
+    module = nn.Module()
+    module.register_buffer("weight", -torch.ones(3, 3), persistent=False)
+    return not register_negative_diagonal(module).state_dict()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_promised_happens(name, monkeypatch):
+    hide, promise = NAMES[name]
+    expected = life()
+    private._warn_once.cache_clear()
+    with monkeypatch.context() as patch, warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        hide(patch)
+        found = life()
+        plain, out = loads_plain_checkpoints(), keeps_buffers_out()
+    private._warn_once.cache_clear()
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+    assert [str(warning.message) for warning in said if promise in str(warning.message)]
+    assert {warning.category for warning in said} == {RuntimeWarning}
+    assert len(said) == 1
+    assert plain is (name != "_load_from_state_dict")
+    assert out is (name != "_non_persistent_buffers_set")
+
+
+def test_nothing_is_said_while_all_are_there():
+    private._warn_once.cache_clear()
+    life()
+    assert loads_plain_checkpoints()
+    assert keeps_buffers_out()
+
+
+def test_every_private_name_is_in_the_table():
+    read = set(NOTES)
+    for node in ast.walk(ast.parse(inspect.getsource(private))):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
+            read.add(node.attr)
+    dunders = {name for name in read if name.startswith("__")}
+    assert read - dunders == {*NAMES, *NOTES, *FOUNDATIONS}
