@@ -24,7 +24,7 @@ def constrain(original: Tensor, diagonal: Diagonal, strict: StrictMap) -> Tensor
     """A copy of ``original`` whose diagonal is mapped by ``strict``."""
     if torch.compiler.is_exporting() or torch.jit.is_tracing():
         return diagonal.exported(original, strict.value)
-    if not strict.has_slope or _is_transformed(original):
+    if not strict.has_slope or is_transformed(original):
         return diagonal.scattered(original, mapped(diagonal.view(original), strict))
     if original.requires_grad and torch.is_grad_enabled():
         return _Fused.apply(original, diagonal, strict)  # type: ignore[no-any-return, no-untyped-call]
@@ -43,7 +43,8 @@ def mapped(diagonal: Tensor, strict: StrictMap) -> Tensor:
     return strict.value(diagonal.detach()) + (smooth - smooth.detach())
 
 
-def _is_transformed(original: Tensor) -> bool:
+def is_transformed(original: Tensor) -> bool:
+    """Whether ``torch.func`` or forward-mode AD is at work, which take no autograd function."""
     return not torch.compiler.is_compiling() and (
         _torch_private.function_transforms_active()
         or forward_ad.unpack_dual(original).tangent is not None

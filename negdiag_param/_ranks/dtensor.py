@@ -2,7 +2,7 @@
 
 import sys
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,8 @@ def constrain(original: Tensor, diagonal: Diagonal, strict: StrictMap, name: str
     if not is_sharded(original):
         return kernel.constrain(original, diagonal, strict)
     weight, parts = local(original, diagonal, name)
+    if not (torch.compiler.is_compiling() or kernel.is_transformed(original)):
+        weight = _Local.apply(original)  # type: ignore[no-untyped-call]
     for part in parts:
         weight = kernel.constrain(weight, part, strict)
     return _wrapped(weight if parts else weight.clone(), original)
@@ -133,3 +135,19 @@ def _wrapped(shard: Tensor, model: "DTensor") -> Tensor:
         shape=model.shape,
         stride=model.stride(),
     )
+
+
+class _Local(torch.autograd.Function):
+    """As ``to_local``, whose gradients have wrong strides where shards of columns are uneven.
+
+    Before PyTorch 2.13 or a little earlier, accumulating those asks the other ranks.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tensor: "DTensor") -> Tensor:
+        ctx.model = tensor.detach()
+        return tensor.to_local()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _wrapped(grad, ctx.model)

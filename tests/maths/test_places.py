@@ -87,7 +87,8 @@ def test_so_at_every_level_of_vectorization(runs, level):
     output, error = runs[level].communicate()
     assert runs[level].returncode == 0, error
     capability, *failures = output.splitlines()
-    assert level in ("unset", capability.lower())
+    old = {"no avx": "default"}  # as PyTorch said before 2.8 or so
+    assert level in ("unset", old.get(capability.lower(), capability.lower()))
     assert not failures
 
 
