@@ -8,7 +8,7 @@ from typing_extensions import Unpack
 from negdiag_param._doors import plan, targets, ties
 from negdiag_param._doors.rollback import restored_on_failure
 from negdiag_param._life import attachment
-from negdiag_param._parametrizations.options import OptionsDict, options_shown
+from negdiag_param._parametrizations.options import MapOptionsDict, options_shown
 from negdiag_param._ranks import refusals
 
 M = TypeVar("M", bound=nn.Module)
@@ -19,19 +19,19 @@ def register_negative_diagonal(
     module: M,
     tensor_name: str = "weight",
     *,
-    map: plan.Map = "exp",
-    **options: Unpack[OptionsDict],
+    map: plan.Map = "smooth_abs",
+    **options: Unpack[MapOptionsDict],
 ) -> M:
     r"""Keeps the diagonal of a layer's weight negative throughout training, in one line.
 
     .. math::
-        W_{ii} = -(\text{margin} + \exp X_{ii}), \qquad W_{ij} = X_{ij} \quad (i \ne j)
+        W_{ii} = -\bigl(\text{margin} + f(X_{ii})\bigr), \qquad W_{ij} = X_{ij} \quad (i \ne j)
 
-    for the default map. In plain words: ``module.weight`` becomes a function of an unconstrained
-    tensor, which the optimizer trains; its diagonal is negative at every step and everything else
-    is free. The parameter object stays the same, so an optimizer made before still works.
-    Assigning to ``module.weight`` sets the weight to that value. Writing into it in place
-    (``nn.init.zeros_(module.weight)``) has no effect: use :func:`init_`.
+    with a positive ``f``, by default nearly ``|x|``. In plain words: ``module.weight`` becomes a
+    function of an unconstrained tensor, which the optimizer trains; its diagonal is negative at
+    every step and everything else is free. The parameter object stays the same, so an optimizer
+    made before still works. Assigning to ``module.weight`` sets the weight to that value. Writing
+    into it in place (``nn.init.zeros_(module.weight)``) has no effect: use :func:`init_`.
 
     Shape:
         - Linear: the diagonal of min(rows, columns) entries. Convolutions: the kernels from each
@@ -45,9 +45,9 @@ def register_negative_diagonal(
         tensor_name: a name (``"weight"``), a dotted name (``"encoder.0.weight"``) or a
             shell-style pattern over the names of ``module.named_parameters()``
             (``"encoder.*.weight"``), which skips tensors without a diagonal (one dimension).
-        map: ``"exp"``, ``"softplus"``, ``"sign_flip"``, a :class:`NegativeDiagonal` class, an
-            instance (used as a template, with its own options), or a
-            ``torch.distributions`` transform from the reals to the negative numbers.
+        map: ``"smooth_abs"``, ``"exp"``, ``"softplus"``, ``"square"``, ``"sign_flip"``, a
+            :class:`NegativeDiagonal` class, an instance (used as a template, with its own
+            options), or a ``torch.distributions`` transform from the reals to the negative numbers.
         margin: every diagonal entry is at most ``-margin``, and strictly negative.
         dims: the row and the column dimension; ``()`` makes every entry a diagonal entry. None
             means ``()`` for one dimension and ``(0, 1)`` for two and for convolutions; other
@@ -61,6 +61,10 @@ def register_negative_diagonal(
             raises, here as well.
         cache_in_eval: in eval mode without gradients, compute the weight once and reuse it until
             the original changes. Writes through ``.data`` go unnoticed.
+        rest: the diagonal entry that an original of 0 gives, which weight decay pulls to. None
+            leaves that to the map.
+        options: what else the map takes: ``delta`` of ``"smooth_abs"``, ``beta`` of
+            ``"softplus"``.
 
     Returns:
         ``module``, with its class replaced by one that computes the weight.

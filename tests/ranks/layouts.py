@@ -14,14 +14,16 @@ from torch.distributed.tensor.placement_types import Placement
 from negdiag_param import (
     NegativeDiagonal,
     NegExpDiagonal,
+    NegSmoothAbsDiagonal,
     NegSoftplusDiagonal,
+    NegSquareDiagonal,
     SignFlipDiagonal,
 )
 
 Placements = tuple[Placement, ...]
 
 
-class NegSquareDiagonal(NegativeDiagonal):
+class OwnSquareDiagonal(NegativeDiagonal):
     """A user's map, which comes without a slope."""
 
     def map(self, x: Tensor) -> Tensor:
@@ -31,8 +33,14 @@ class NegSquareDiagonal(NegativeDiagonal):
         return (-d - 1e-3).clamp(min=0).sqrt()
 
 
-BUILT_IN = (NegExpDiagonal, NegSoftplusDiagonal, SignFlipDiagonal)
-CLASSES = (*BUILT_IN, NegSquareDiagonal)
+BUILT_IN = (
+    NegSmoothAbsDiagonal,
+    NegExpDiagonal,
+    NegSoftplusDiagonal,
+    NegSquareDiagonal,
+    SignFlipDiagonal,
+)
+CLASSES = (*BUILT_IN, OwnSquareDiagonal)
 
 
 def mesh() -> DeviceMesh:
