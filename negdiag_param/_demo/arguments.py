@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from negdiag_param import register_negative_diagonal
-from negdiag_param._demo.read import number, whole
+from negdiag_param._demo.read import number, short, whole
 
 T = TypeVar("T", int, float)
 
@@ -57,7 +57,7 @@ def checked(convert: Callable[[str], T], least: float, most: float) -> Callable[
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
         if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"expected {least} to {most}, got {value}")
+            raise argparse.ArgumentTypeError(f"expected {least} to {most}, got {short(text)}")
         return value
 
     return converted
@@ -69,5 +69,5 @@ def map_name(text: str) -> str:
     try:
         register_negative_diagonal(nn.Linear(1, 1), **options)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        raise argparse.ArgumentTypeError(str(error).removeprefix("map: ")) from None
     return text

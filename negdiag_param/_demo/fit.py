@@ -115,7 +115,7 @@ def fit(
         return model.weight.detach().diagonal(dim1=1, dim2=2)
 
     # Without noise in the gradients a short memory does, and the way to a boundary needs it.
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.3, betas=(0.9, 0.95))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     first, largest = [diagonals()[0]], diagonals().max()
     for step in range(1, steps + 1):
@@ -134,7 +134,7 @@ def fit(
         growth=(model.bias.detach() - weight.sum(-1)) * rate,
         interactions=weight * rate / count[:, None],
         ssr=ssr * rate**2,
-        converged=ssr <= 1.001 * optimum + 1e-6 * targets.square().sum((1, 2)),
+        converged=ssr <= 1.001 * optimum + 1e-6 * known.sum((1, 2)),
         diagonals=torch.stack(first) * rate / count[0],
         kept=bool(largest < 0 and largest <= -(bound or 0.0)),
         margin=margin,

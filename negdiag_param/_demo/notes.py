@@ -8,7 +8,7 @@ import torch
 
 from negdiag_param._demo.data import HUDSON_BAY, Observations
 from negdiag_param._demo.fit import Fit
-from negdiag_param._demo.report import error
+from negdiag_param._demo.report import error, many
 from negdiag_param._demo.score import Score
 
 VERDICTS = {1: "wins", 0: "neither wins nor loses", -1: "loses"}
@@ -16,9 +16,11 @@ VERDICTS = {1: "wins", 0: "neither wins nor loses", -1: "loses"}
 
 def notes(data: Observations, free: Fit, constrained: Fit, score: Score) -> Iterator[str]:
     """The verdict, what it rests on, and what the constraint does not promise."""
-    yield f"{verdict(score)} {dispersion(free, score)}"
-    yield in_sample(data, free, constrained)
-    yield training(free, constrained)
+    late = int((~free.converged).sum() + (~constrained.converged).sum())
+    so_far = " so far" if late else ""
+    yield f"Forecasts{so_far}: {verdict(score)} {dispersion(free, score)}"
+    yield f"In the sample{so_far}: {in_sample(data, free, constrained)}"
+    yield f"Training: {training(constrained, late)}"
     yield (
         "A negative diagonal is not stability: [[-1, 2], [2, -1]] has the eigenvalue +1. The "
         "eigenvalue above is the one with the largest real part where growth is zero; below zero "
@@ -35,11 +37,11 @@ def verdict(score: Score) -> str:
     """Whether the constraint wins, and by how much."""
     signs = score.signs
     if not any(signs):
-        return "Forecasts: the constraint changes none of them by 1 % or more."
+        return "the constraint changes none of them by 1 % or more."
     pair = score.constrained.tolist(), score.free.tolist()
     means, medians = ([error(of(errors)) for errors in pair] for of in (fmean, median))
     return (
-        f"Forecasts: the constraint {VERDICTS[score.verdict]}. Of {len(signs)} windows it makes "
+        f"the constraint {VERDICTS[score.verdict]}. Of {many(len(signs), 'window')} it makes "
         f"{signs.count(1)} better and {signs.count(-1)} worse; the mean RMSE is {means[0]} with "
         f"and {means[1]} without it, the median {medians[0]} and {medians[1]}."
     )
@@ -49,23 +51,28 @@ def dispersion(free: Fit, score: Score) -> str:
     """How far the verdict carries."""
     signs = torch.tensor(score.signs)
     positive = (free.interactions[1:].diagonal(dim1=1, dim2=2) >= 0).any(1)
-    said = f"Without it a self-interaction is positive in {int(positive.sum())} windows"
-    if not positive.all() and not signs[~positive].any():
-        said += ", and the others stay the same"
+    said = "Without it, too, every self-interaction is negative"
+    if positive.any():
+        windows = many(int(positive.sum()), "window")
+        said = f"Without it a self-interaction is positive in {windows}"
+        if not positive.all() and not signs[~positive].any():
+            said += ", and the others stay the same"
     away = [int(errors.isinf().sum()) for errors in (score.free, score.constrained)]
     if any(away):
         said += f". Forecasts that run off to infinity: {away[0]} without it, {away[1]} with it"
-    return f"{said}. Windows overlap: they are not so many independent trials."
+    if len(signs) > 1:
+        said += ". Windows overlap: they are not so many independent trials"
+    return f"{said}."
 
 
 def in_sample(data: Observations, free: Fit, constrained: Fit) -> str:
-    """What the constraint costs in the sample, and what the free fit would mean."""
+    """What the constraint costs, and what the free fit would mean."""
     total = float(data.growth.square().sum())
     before, after = float(free.ssr[0]), float(constrained.ssr[0])
     cost = (after - before) / max(before, 1e-6 * total) if total else 0.0
-    said = f"In the sample the constraint costs {100 * cost:.1f} % of SSR."
-    if cost < 0.0005:
-        said = "In the sample the constraint costs nothing."
+    said = "the constraint costs nothing."
+    if cost >= 0.0005:
+        said = f"the constraint costs {100 * cost:.1f} % of SSR."
     selves = free.interactions[0].diagonal().tolist()
     wrong = [name for name, value in zip(data.species, selves, strict=True) if value >= 0]
     if wrong:
@@ -76,15 +83,14 @@ def in_sample(data: Observations, free: Fit, constrained: Fit) -> str:
     return said
 
 
-def training(free: Fit, constrained: Fit) -> str:
+def training(constrained: Fit, late: int) -> str:
     """Whether the training arrived, and where the diagonal was on its way."""
-    fits, steps = len(free.ssr), len(free.diagonals) - 1
-    late = int((~free.converged).sum() + (~constrained.converged).sum())
-    said = "Training: every fit is within 0.1 % of exact least squares."
+    fits, steps = len(constrained.ssr), len(constrained.diagonals) - 1
+    said = "every fit is within 0.1 % of exact least squares."
     if late:
         said = (
-            f"Training: {late} of {2 * fits} fits are not yet within 0.1 % of exact least squares; "
-            f"take more --steps."
+            f"not finished, {late} of {2 * fits} fits being more than 0.1 % above exact least "
+            f"squares; take more --steps."
         )
     if constrained.kept:
         bound = "negative, by the margin or more," if constrained.margin else "negative"

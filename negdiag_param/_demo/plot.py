@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 INK = "#808080"
 INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
 STYLES: dict[str, Any] = {
-    "free": {"color": "#e8893a", "linewidth": 4, "alpha": 0.6, "solid_capstyle": "butt"},
+    "free": {"color": "#e8893a", "linewidth": 4, "alpha": 0.75, "solid_capstyle": "butt"},
     "constrained": {"color": "#2f8fd8", "linewidth": 1.5},
 }
 
@@ -47,7 +47,7 @@ def plot(
     """Draws the data, the forecasts from the shortest windows and the diagonal in training."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator, NullFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     ink: dict[Any, str] = dict.fromkeys(INKED, INK)
     with rc_context({**ink, "axes.facecolor": "none"}):
@@ -60,6 +60,7 @@ def plot(
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             axes.spines[["top", "right"]].set_visible(False)
         for axes in (counts, ahead):
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter(NullFormatter())
         for axes in (counts, ahead, diagonal):

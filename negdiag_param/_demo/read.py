@@ -12,7 +12,7 @@ from negdiag_param._demo.data import Observations
 
 COLUMNS = ("year", "prey", "predator")
 SHORTEST = 5  # rows of a window: four growth figures for three unknowns
-MOST = 2000  # rows, all of which are fitted in every step
+MOST = 1000  # rows, all of which are fitted in every step
 LARGEST = 1e100  # its square is still a number
 
 
@@ -45,7 +45,8 @@ def read_csv(path: str) -> Observations:
 
 def _rows(file: Iterator[str]) -> Iterator[list[float]]:
     reader = csv.reader(file)
-    header = [name.strip().lower() for name in next(reader, [])]
+    lines = itertools.filterfalse(_is_blank, reader)
+    header = [name.strip().lower() for name in next(lines, [])]
     for column in COLUMNS:
         if header.count(column) != 1:
             raise ValueError(
@@ -54,7 +55,7 @@ def _rows(file: Iterator[str]) -> Iterator[list[float]]:
             )
     places = [header.index(column) for column in COLUMNS]
     before = -math.inf
-    for cells in itertools.filterfalse(_is_blank, reader):
+    for cells in lines:
         where = f"line {reader.line_num}"
         if len(cells) != len(header):
             raise ValueError(
@@ -68,7 +69,8 @@ def _rows(file: Iterator[str]) -> Iterator[list[float]]:
             raise ValueError(f"{where}, year: expected at most {LARGEST:g}, got {year:g}")
         if not year - before >= 1 / LARGEST:
             raise ValueError(
-                f"{where}: expected increasing years, got {year:.17g} after {before:.17g}"
+                f"{where}: expected years that increase by {1 / LARGEST:g} or more, "
+                f"got {exact(year)} after {exact(before)}"
             )
         for column, count in zip(COLUMNS[1:], counts, strict=True):
             if count <= 0:
@@ -112,6 +114,11 @@ def whole(text: str) -> int:
     if not re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", text):
         raise ValueError(f"expected a whole number, got {short(text)}")
     return int(text)
+
+
+def exact(value: float) -> str:
+    """All digits of a number, without a point if it is whole."""
+    return repr(value).removesuffix(".0")
 
 
 def short(text: str) -> str:

@@ -14,6 +14,7 @@ from negdiag_param._demo.score import Score
 # Posterior means of a fit to whole trajectories, without self-interactions (Carpenter 2018).
 PUBLISHED = ["+0.5469", "-0.8001", "", "-0.02775", "+0.02409", "", "", "", ""]
 SIGNS = {1: "+", 0: "=", -1: "-"}
+MARKS = 20  # as many as a line has room for
 KEY = "with the constraint + better, = the same within 1 %, - worse"
 
 
@@ -26,9 +27,9 @@ def heading(data: Observations, options: Namespace, windows: int, horizon: int) 
         "=" * len(title),
         "Model     growth of log n = bias + weight @ n",
         f'Retrofit  register_negative_diagonal(model, "weight", dims=(-2, -1){chosen})',
-        f"Training  least squares, all rows and {windows} windows of them at once: Adam, "
-        f"{options.steps} steps, seed {options.seed}",
-        f"Forecast  from the last row of each window over the next {horizon} rows, or what is left",
+        f"Training  least squares, all rows and {many(windows, 'window')} of them at once: Adam, "
+        f"{many(options.steps, 'step')}, seed {options.seed}",
+        f"Forecast  from the last row of each window, up to {many(horizon, 'row')} ahead",
     ]
     if options.margin:
         lines.append(
@@ -77,18 +78,17 @@ def forecasts(data: Observations, spans: Sequence[range], score: Score) -> list[
     lengths = sorted({len(span) for span in spans})
     if len(lengths) == 1:
         return [*each_window(data, spans, score), "", KEY]
-    rows = [["RMSE of log n", *("free", "constrained") * 2, "better", "same", "worse", "each"]]
-    for length in lengths:
-        places = [i for i, span in enumerate(spans) if len(span) == length]
-        part = score[places[0] : places[-1] + 1]
-        rows.append([
-            f"{length}-row windows",
-            *summary(part),
-            "".join(SIGNS[s] for s in part.signs),
-        ])
-    rows.append(["all windows", *summary(score), ""])
-    width = max(len(row[-1]) for row in rows)
-    body = table([[*row[:-1], row[-1].ljust(width)] for row in rows])
+    parts = [score.of([len(span) == length for span in spans]) for length in lengths]
+    labels = [*(f"{length}-row windows" for length in lengths), "all windows"]
+    rows = [["RMSE of log n", *("free", "constrained") * 2, "better", "same", "worse"]]
+    rows += [[label, *summary(part)] for label, part in zip(labels, [*parts, score], strict=True)]
+    if max(len(part.signs) for part in parts) <= MARKS:
+        marks = ["".join(SIGNS[sign] for sign in part.signs) for part in parts]
+        width = max(map(len, marks))
+        rows = [
+            [*row, mark.ljust(width)] for row, mark in zip(rows, ["each", *marks, ""], strict=True)
+        ]
+    body = table(rows)
     mean, middle = (find("free") + len("free") for find in (body[0].index, body[0].rindex))
     return [f"{'mean':>{mean}}{'median':>{middle - mean}}", *body, "", KEY]
 
@@ -128,11 +128,16 @@ def years(data: Observations, span: range) -> str:
     return f"{first:.10g} to {last:.10g}"
 
 
+def many(number: int, noun: str) -> str:
+    """A number of things."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def signed(value: float) -> str:
     """Five decimals, or three digits for the very small and the very large."""
     return f"{value:+.5f}" if 1e-4 <= abs(value) < 1e4 else f"{value:+.2e}"
 
 
 def error(value: Tensor | float) -> str:
-    """Three decimals, or one digit of the very large."""
-    return f"{float(value):.3f}" if float(value) < 1000 else f"{float(value):.0e}"
+    """Three decimals, or one digit of the very small and the very large."""
+    return f"{float(value):.3f}" if 1e-2 <= float(value) < 1e3 else f"{float(value):.0e}"

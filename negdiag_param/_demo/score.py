@@ -1,6 +1,7 @@
 """Who forecasts better, window by window and on the whole."""
 
 from dataclasses import dataclass
+from statistics import fmean, median
 
 from torch import Tensor
 
@@ -14,7 +15,8 @@ class Score:
     free: Tensor
     constrained: Tensor
 
-    def __getitem__(self, windows: slice) -> "Score":
+    def of(self, windows: list[bool]) -> "Score":
+        """The score of some of the windows."""
         return Score(self.free[windows], self.constrained[windows])
 
     @property
@@ -29,12 +31,16 @@ class Score:
     def verdict(self) -> int:
         """1 if the constraint wins on the whole, -1 if it loses, 0 if it does neither.
 
-        The mean errors and the number of windows each have a say.
+        It wins or loses only if the mean error, the median error and the number of windows agree,
+        or abstain.
         """
-        windows = compare(self.signs.count(1), self.signs.count(-1), tie=0)
-        errors = compare(float(self.free.mean()), float(self.constrained.mean()))
-        both = errors + windows
-        return (both > 0) - (both < 0)
+        free, constrained = self.free.tolist(), self.constrained.tolist()
+        voices = {
+            compare(fmean(free), fmean(constrained)),
+            compare(median(free), median(constrained)),
+            compare(self.signs.count(1), self.signs.count(-1), tie=0),
+        }
+        return sum(voices)  # of a set, in which those who agree speak once
 
 
 def compare(free: float, constrained: float, tie: float = TIE) -> int:
