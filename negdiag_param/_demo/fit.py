@@ -117,7 +117,7 @@ def fit(
     # Without noise in the gradients a short memory does, and the way to a boundary needs it.
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    first, largest = [diagonals()[0]], diagonals().max()
+    first, largest = [diagonals()[0].clone()], diagonals().max()
     for step in range(1, steps + 1):
         optimizer.zero_grad()
         torch.autograd.backward(losses().sum())

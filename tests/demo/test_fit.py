@@ -85,6 +85,13 @@ def test_before_its_end_a_fit_does_not_count_as_converged(margin):
 
 
 @pytest.mark.parametrize("margin", [None, 0.0])
+def test_the_diagonals_are_those_of_every_step(margin):
+    short, long = (fitted(margin, steps=steps).diagonals for steps in (1, 20))
+    torch.testing.assert_close(short[0], long[0])
+    assert (long.diff(dim=0) != 0).all()
+
+
+@pytest.mark.parametrize("margin", [None, 0.0])
 def test_a_window_is_fitted_the_same_alone(margin):
     together, alone = fitted(margin, steps=50), fitted(margin, [SPANS[5]], steps=50)
     torch.testing.assert_close(together.interactions[5], alone.interactions[0])
