@@ -152,7 +152,7 @@ BAD = [
     ("--steps", "-3", "expected 1 to 1000000, got '-3'"),
     ("--steps", "many", "expected a whole number, got 'many'"),
     ("--seed", "-1", "expected 0 to 4294967295, got '-1'"),
-    ("--map", "relu", "expected one of exp, softplus, sign_flip"),
+    ("--map", "relu", "expected one of smooth_abs, exp, softplus, square, sign_flip"),
     ("--window", "4", "expected 5 to 1000000, got '4'"),
     ("--window", "1_0", "expected a whole number, got '1_0'"),
     ("--window", "21", "expected from 5 to 20 of the 21 rows, got 21"),
