@@ -67,3 +67,8 @@ def distance(value: Tensor, limits: Limits) -> Tensor:
 def minus_abs(x: Tensor) -> Tensor:
     """``-|x|``, with the derivative of its left side at zero."""
     return torch.where(x > 0, -x, x)
+
+
+def slope_of_even(x: Tensor, steepness: Tensor) -> Tensor:
+    """The slope at ``x`` of a map of ``-|x|`` that is ``steepness`` > 0 steep there."""
+    return steepness.copysign(0.0 - x)  # which is 0.0, and not -0.0, at either zero

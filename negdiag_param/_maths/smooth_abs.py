@@ -7,7 +7,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from negdiag_param._maths.limits import Limits
-from negdiag_param._maths.scalar_map import ScalarMap, distance, minus_abs
+from negdiag_param._maths.scalar_map import ScalarMap, distance, minus_abs, slope_of_even
 
 # What is left of the slope at x = 0, so that no entry ever gets stuck there.
 _LEAST = 0.01
@@ -51,8 +51,8 @@ class SmoothAbs(ScalarMap):
 
     @override
     def slope(self, x: Tensor, limits: Limits) -> Tensor:
-        steepness = self._steepness(minus_abs(x))
-        return torch.where(x > 0, -steepness, steepness)
+        ratio = self.delta / (minus_abs(x) - self.delta)
+        return slope_of_even(x, 1.0 - (1.0 - _LEAST) * ratio.square())
 
     @override
     def smooth(self, x: Tensor, limits: Limits) -> Tensor:
@@ -62,15 +62,13 @@ class SmoothAbs(ScalarMap):
 
     @override
     def value_and_slope(self, x: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
-        below = x.abs().neg_()
-        value = self._minus_distance(below)
-        steepness = self._steepness(below)
-        slope = torch.where(x > 0, -steepness, steepness)
+        a = x.abs()
+        below = torch.rsub(a, -self.delta)
+        value = (a + _LEAST * self.delta).div_(below).mul_(a)
+        factor = -(1.0 - _LEAST) * self.delta**2
+        slope = slope_of_even(x, below.square_().reciprocal_().mul_(factor).add_(1.0))
         return (value.sub_(limits.margin) if limits.margin else value), slope
 
     def _minus_distance(self, below: Tensor) -> Tensor:
-        return below * ((below - _LEAST * self.delta) / (below - self.delta))
-
-    def _steepness(self, below: Tensor) -> Tensor:
-        ratio = self.delta / (below - self.delta)
-        return 1.0 - (1.0 - _LEAST) * (ratio * ratio)
+        a = -below
+        return (a + _LEAST * self.delta) / (below - self.delta) * a

@@ -7,7 +7,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from negdiag_param._maths.limits import Limits
-from negdiag_param._maths.scalar_map import ScalarMap, distance, minus_abs
+from negdiag_param._maths.scalar_map import ScalarMap, distance, minus_abs, slope_of_even
 
 # The slope at x = 0, so that no entry ever gets stuck there.
 _LEAST = 0.01
@@ -32,8 +32,8 @@ class Square(ScalarMap):
 
     @override
     def slope(self, x: Tensor, limits: Limits) -> Tensor:
-        steepness = _LEAST - 2.0 * minus_abs(x).clamp(min=-_corner(limits))
-        return torch.where(x > 0, -steepness, steepness)
+        a = -minus_abs(x).clamp(min=-_corner(limits))
+        return slope_of_even(x, 2.0 * a + _LEAST)
 
     @override
     def smooth(self, x: Tensor, limits: Limits) -> Tensor:
@@ -46,15 +46,14 @@ class Square(ScalarMap):
 
     @override
     def value_and_slope(self, x: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
-        below = x.abs().neg_()
-        value = _minus_distance(below)
-        steepness = _LEAST - 2.0 * below.clamp_(min=-_corner(limits))
-        slope = torch.where(x > 0, -steepness, steepness)
+        a = x.abs()
+        value = torch.rsub(a, -_LEAST).mul_(a)
+        slope = slope_of_even(x, a.clamp_(max=_corner(limits)).mul_(2.0).add_(_LEAST))
         return (value.sub_(limits.margin) if limits.margin else value), slope
 
 
 def _minus_distance(below: Tensor) -> Tensor:
-    return below * (_LEAST - below)
+    return (below - _LEAST) * -below
 
 
 def _corner(limits: Limits) -> float:
