@@ -18,9 +18,18 @@ from tests.ranks.harness.watch import POLL, Limits, Watch
 
 Check = Callable[..., None]
 ENOUGH = 10.0  # seconds for a process to end that is about to
-IMPORTED = ["pytest", "torch", "torch._dynamo", "torch.testing"] + [
-    f"torch.distributed.{name}"
-    for name in ("fsdp", "tensor.parallel", "tensor.debug", "checkpoint.state_dict")
+IMPORTED = ["pytest", "torch", "torch.testing"] + [
+    f"torch.{name}"
+    for name in (
+        "distributed.fsdp",
+        "distributed.tensor.parallel",
+        "distributed.tensor.debug",
+        "distributed.tensor.experimental",
+        "distributed.checkpoint.state_dict",
+        # What the first compilation would import, on every rank.
+        "_dynamo.backends.debugging",
+        "_inductor.lowering",
+    )
 ]
 
 
