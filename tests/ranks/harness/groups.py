@@ -33,6 +33,13 @@ IMPORTED = ["pytest", "torch", "torch.testing"] + [
 ]
 
 
+def forked(target: Callable[..., None], *arguments: object) -> BaseProcess:
+    """A process to be forked from one that has imported PyTorch and does nothing else."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+    return context.Process(target=target, args=arguments)
+
+
 @dataclass
 class Rank:
     process: BaseProcess
@@ -44,17 +51,13 @@ class Group:
     """A process group that is whole: it is given up with the first check that fails in it."""
 
     def __init__(self, count: int, folder: Path):
-        # Ranks are forked from a process that has imported PyTorch and does nothing else.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(IMPORTED)
         self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self.ranks: list[Rank] = []
         for rank in range(count):
-            pipe, theirs = context.Pipe()
+            pipe, theirs = multiprocessing.Pipe()
             stacks = folder / f"stacks-{rank}"
-            process = context.Process(
-                target=child.main, args=(rank, count, self.store.port, theirs, stacks), daemon=True
-            )
+            process = forked(child.main, rank, count, self.store.port, theirs, stacks)
+            process.daemon = True
             process.start()
             theirs.close()
             self.ranks.append(Rank(process, pipe, stacks))
