@@ -1,12 +1,16 @@
 """What one rank finds wrong, all ranks know before any of them writes."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from negdiag_param._callers import is_broadcasting
 from negdiag_param._maths.feasible import Verdict
 from negdiag_param._ranks.dtensor import is_sharded
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class Finding(NamedTuple):
@@ -47,15 +51,11 @@ def shared(value: object, original: Tensor) -> object:
 
     ``broadcast_from_rank0`` leaves an entry that is not the model's own to the first rank only.
     """
-    if not is_sharded(original) or original.device_mesh.get_coordinate() is None:
-        return value
-    import torch.distributed as dist
+    for group in _sharing(original):
+        import torch.distributed as dist
 
-    mesh = original.device_mesh
-    for dim in range(mesh.ndim):
-        group = mesh.get_group(dim)
-        flag = torch.tensor([value is not None], device=original.to_local().device)
-        flags = [torch.empty_like(flag) for _ in range(mesh.size(dim))]
+        flag = torch.tensor([value is not None], device=original.device)
+        flags = [torch.empty_like(flag) for _ in range(dist.get_world_size(group))]
         dist.all_gather(flags, flag, group=group)
         having = [i for i, found in enumerate(flags) if found]
         if 0 < len(having) < len(flags):
@@ -63,3 +63,11 @@ def shared(value: object, original: Tensor) -> object:
             dist.broadcast_object_list(parcel, group=group, group_src=having[0])
             value = parcel[0]
     return value
+
+
+def _sharing(original: Tensor) -> "list[ProcessGroup | None]":
+    """The groups whose ranks all come here together: the mesh's, or all ranks where they load."""
+    if not is_sharded(original):
+        return [None] if is_broadcasting() else []
+    mesh = original.device_mesh
+    return [] if mesh.get_coordinate() is None else [*mesh.get_all_groups()]

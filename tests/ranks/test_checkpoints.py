@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import parallelize_module
+from torch.nn.parallel import DistributedDataParallel
 
 from negdiag_param import plain_state_dict, register_negative_diagonal
 from tests.ranks.harness import CLOCK, Groups, on
@@ -131,7 +132,7 @@ def test_checkpoint_of_a_stock_model_is_read(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("strict", [True, False])
-@pytest.mark.parametrize("kind", ["fsdp2", "tensor parallel"])
+@pytest.mark.parametrize("kind", ["fsdp2", "tensor parallel", "replicas"])
 @on(3)
 def test_plain_checkpoint_of_the_first_rank_is_read_by_all(
     folder: Path, kind: str, strict: bool
@@ -139,6 +140,8 @@ def test_plain_checkpoint_of_the_first_rank_is_read_by_all(
     plain = torch.load(folder / "full.pt")["plain"]
     if kind == "fsdp2":
         model = scrambled()
+    elif kind == "replicas":
+        model = DistributedDataParallel(registered()).module
     else:
         model = parallelize_module(make(), world(), PLAN)
         register_negative_diagonal(model, "*.weight")
