@@ -1,5 +1,8 @@
 """What one rank finds wrong, all ranks know before any of them writes."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -46,6 +49,36 @@ def agreed(verdict: Verdict, fails: bool, weight: Tensor) -> Finding:
     return Finding(together, None if failed == -torch.inf else int(-failed))
 
 
+@contextmanager
+def together(tensors: Iterable[Tensor], name: str) -> Iterator[None]:
+    """Raises on all ranks that share ``tensors`` what the block raises on one of them.
+
+    One small collective for each dimension of their meshes; none if all are plain.
+
+    Raises:
+        Exception: what the block raised.
+        ValueError: where it raised nothing but did on another rank, naming that.
+    """
+    reason = None
+    try:
+        yield
+    except Exception as error:
+        reason = error
+    said: dict[int, str] = {}
+    for group in dict.fromkeys(chain.from_iterable(map(_sharing, tensors))):
+        import torch.distributed as dist
+
+        mine = said if reason is None else {dist.get_rank(): f"{type(reason).__name__}: {reason}"}
+        everybodys: list[dict[int, str]] = [{}] * dist.get_world_size(group)
+        dist.all_gather_object(everybodys, said | mine, group=group)
+        said = {rank: text for one in everybodys for rank, text in one.items()}
+    if reason is not None:
+        raise reason
+    if said:
+        rank = min(said)
+        raise ValueError(f"{name}: expected all ranks to go on, rank {rank} cannot: {said[rank]}")
+
+
 def shared(value: object, original: Tensor) -> object:
     """``value``, or that of another rank which shares ``original`` where this one has none.
 
@@ -54,13 +87,11 @@ def shared(value: object, original: Tensor) -> object:
     for group in _sharing(original):
         import torch.distributed as dist
 
-        flag = torch.tensor([value is not None], device=original.device)
-        flags = [torch.empty_like(flag) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(flags, flag, group=group)
-        having = [i for i, found in enumerate(flags) if found]
-        if 0 < len(having) < len(flags):
+        flags = [False] * dist.get_world_size(group)
+        dist.all_gather_object(flags, value is not None, group=group)
+        if any(flags) and not all(flags):
             parcel = [value]
-            dist.broadcast_object_list(parcel, group=group, group_src=having[0])
+            dist.broadcast_object_list(parcel, group=group, group_src=flags.index(True))
             value = parcel[0]
     return value
 

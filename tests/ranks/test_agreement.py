@@ -77,7 +77,7 @@ REASONS = {
     "nan": (torch.nan, {}, "finite diagonal, got [1-9]"),
     "infinity": (-torch.inf, {}, "finite diagonal, got [1-9]"),
     "infeasible": (2.0, {"infeasible": "error"}, "diagonal negative, got [1-9]"),
-    "inverse": (-3.0, {"map": Moody}, "inverse"),
+    "inverse": (-3.0, {"map": Moody}, "inver"),
 }
 
 

@@ -5,9 +5,10 @@ from functools import partial
 import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed._composable import replicate
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from negdiag_param import (
@@ -97,7 +98,7 @@ def test_communicates_as_without() -> None:
         """What a step reduces, bucket by bucket; DDP's collectives are below what counts others."""
         replicas, buckets = DistributedDataParallel(model), []
 
-        def note(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future:
+        def note(group: dist.ProcessGroup, bucket: dist.GradBucket) -> Future[Tensor]:
             buckets.append(bucket.buffer().shape)
             return allreduce_hook(group, bucket)
 
