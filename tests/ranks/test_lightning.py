@@ -20,9 +20,6 @@ if importlib.util.find_spec("lightning") is None:  # importing it takes seconds,
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(CLOCK), pytest.mark.filterwarnings("ignore")]
 
-KINDS = ("ddp", "fsdp2", "tp")
-every_kind = pytest.mark.parametrize("kind", KINDS)
-
 
 def parallelized(model: nn.Sequential, mesh: DeviceMesh) -> nn.Sequential:
     """What ModelParallelStrategy is given to do, in the order of README."""
@@ -41,7 +38,7 @@ def options(kind: str, of: str) -> dict[str, Any]:
     if kind == "tp":
         sizes = {"data_parallel_size": 1, "tensor_parallel_size": 2}
     given = {"parallelize_fn": parallelized} if of == "fabric" else {}
-    strategy = "ddp" if kind == "ddp" else strategies.ModelParallelStrategy(**given, **sizes)
+    strategy = "ddp" if "ddp" in kind else strategies.ModelParallelStrategy(**given, **sizes)
     return {"accelerator": "cpu", "devices": 2, "strategy": strategy}
 
 
@@ -73,7 +70,7 @@ def assert_alike(model: nn.Module, alone: nn.Module) -> None:
         torch.testing.assert_close(whole(ours), theirs.detach())
 
 
-@every_kind
+@pytest.mark.parametrize("kind", ["ddp", "ddp, registered after", "fsdp2", "tp"])
 @on(2)
 def test_fabric_trains_and_resumes_as_one_process(kind: str, tmp_path: Path) -> None:
     fabric = importlib.import_module("lightning.fabric").Fabric(**options(kind, "fabric"))
@@ -81,6 +78,8 @@ def test_fabric_trains_and_resumes_as_one_process(kind: str, tmp_path: Path) -> 
 
     def prepared() -> dict[str, Any]:
         model = fabric.setup(registered() if kind == "ddp" else make(EVEN))
+        if kind == "ddp, registered after":
+            register_negative_diagonal(model, "*.weight")
         optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
         return {"model": model, "optimizer": fabric.setup_optimizers(optimizer)}
 
@@ -101,7 +100,7 @@ def test_fabric_trains_and_resumes_as_one_process(kind: str, tmp_path: Path) -> 
     assert_alike(second["model"], trained(steps=4))
 
 
-@every_kind
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2", "tp"])
 @on(2)
 def test_the_trainer_trains_and_resumes_as_one_process(kind: str, tmp_path: Path) -> None:
     lightning = importlib.import_module("lightning.pytorch")
