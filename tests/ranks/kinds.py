@@ -1,5 +1,6 @@
 """The columns of README's table of parallelisms: what is put around a model, on how many ranks."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from tests.ranks.models import EVEN, PLAN, make, shard
 Register = Callable[[nn.Module], nn.Module]
 
 
+@functools.cache  # its process groups stay with the ranks
 def mesh(*names: str) -> DeviceMesh:
     """All ranks in one dimension, or two by two."""
     shape = (dist.get_world_size(),) if len(names) == 1 else (2, dist.get_world_size() // 2)

@@ -25,6 +25,7 @@ def main(rank: int, ranks: int, port: int, pipe: Connection, stacks: Path) -> No
     """Answers an empty text for what went well: first for the start, then for every check."""
     with stacks.open("w") as file:
         faulthandler.enable(file)  # of SIGABRT too, with which the parent asks where we stand
+        gc.freeze()  # what was imported is nothing to look through again and again
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         threading.Thread(target=_end_with_the_parent, daemon=True).start()
         pipe.send(_outcome(_join, rank, ranks, port))
