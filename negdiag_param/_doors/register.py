@@ -71,7 +71,7 @@ def register_negative_diagonal(
         ValueError: if there is no such tensor, it is registered already, tied to another one or
             kept elsewhere by its module, the options do not fit its shape or dtype, its diagonal
             holds NaN or infinity, or is infeasible under ``infeasible="error"``. The module is
-            left as it was.
+            left as it was; that of a distributed tensor on all ranks, even if one alone fails.
 
     Example:
         >>> layer = register_negative_diagonal(nn.Linear(3, 3), "weight", map="softplus")

@@ -57,7 +57,7 @@ def test_caches_are_never_stale(kind: str) -> None:
     assert not any(map(torch.equal, seen, seen[1:]))
 
 
-@every_kind(*FSDP1, "hsdp", "tp")
+@every_kind("hsdp", "tp")
 @on()
 def test_compiles_layer_by_layer(kind: str) -> None:
     """One layer: another would take as long again. HSDP is FSDP2 here; "tp" compiles as a whole."""
