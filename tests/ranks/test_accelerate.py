@@ -14,7 +14,7 @@ from negdiag_param import init_, register_negative_diagonal, remove_negative_dia
 from tests.ranks.harness import CLOCK, on
 from tests.ranks.models import EVEN, batch, make, train, whole, world
 
-accelerate = pytest.importorskip("accelerate")
+accelerate = pytest.importorskip("accelerate", "1.6")  # which knows FSDP2
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(CLOCK), pytest.mark.filterwarnings("ignore")]
 
