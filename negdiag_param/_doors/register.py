@@ -9,7 +9,7 @@ from negdiag_param._doors import plan, targets, ties
 from negdiag_param._doors.rollback import restored_on_failure
 from negdiag_param._life import attachment
 from negdiag_param._parametrizations.options import MapOptionsDict, options_shown
-from negdiag_param._ranks import refusals
+from negdiag_param._ranks import agreement, refusals
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -75,7 +75,7 @@ def register_negative_diagonal(
         ValueError: if there is no such tensor, it is registered already, tied to another one or
             kept elsewhere by its module, the options do not fit its shape or dtype, its diagonal
             holds NaN or infinity, or is infeasible under ``infeasible="error"``. The module is
-            left as it was.
+            left as it was; that of a distributed tensor on all ranks, even if one alone fails.
 
     Example:
         >>> layer = register_negative_diagonal(nn.Linear(3, 3), "weight", map="softplus")
@@ -97,12 +97,14 @@ def register_negative_diagonal(
             targets.refuse_no_match(module, tensor_name, "a diagonal")
     for target in found:
         refusals.check_registrable(target.owner, target.name)
-    plans = [(target, plan.planned(target, template)) for target in found]
-    ties.check_untied(module, found, "registering would rewrite both")
-    ties.check_kept_nowhere_else(found)
+    with agreement.together(targets.stored(found), tensor_name):
+        plans = [(target, plan.planned(target, template)) for target in found]
+        ties.check_untied(module, found, "registering would rewrite both")
+        ties.check_kept_nowhere_else(found)
     with restored_on_failure(target.owner for target in found):
         for target, parametrization in plans:
-            attachment.attach(target.owner, target.tensor_name, parametrization)
+            with agreement.together(target.stored, target.name):
+                attachment.attach(target.owner, target.tensor_name, parametrization)
     return module
 
 
@@ -135,7 +137,10 @@ def remove_negative_diagonal(module: M, tensor_name: str = "weight") -> M:
     for target in found:
         refusals.check_removable(target.owner, target.name)
     ties.check_untied(module, found, "removing would bake the value in twice")
-    with restored_on_failure(target.owner for target in found):
+    with (
+        restored_on_failure(target.owner for target in found),
+        agreement.together(targets.stored(found), tensor_name),
+    ):
         for target in found:
             attachment.detach(target.owner, target.tensor_name)
     return module
