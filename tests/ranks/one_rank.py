@@ -9,16 +9,15 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.parallel import parallelize_module
 from torch.nn.utils import parametrize
 
-import negdiag_param
 from negdiag_param import (
     NegativeDiagonal,
-    NegExpDiagonal,
     init_,
     negative_diagonals,
     plain_state_dict,
     register_negative_diagonal,
     remove_negative_diagonal,
 )
+from tests.ranks.layouts import BUILT_IN
 from tests.ranks.models import EVEN, PLAN, make, world
 
 Row = Callable[[], tuple[nn.Module, Callable[[], object]]]
@@ -177,7 +176,5 @@ ROWS: dict[str, dict[str, Row]] = {
         "beside another": in_a_mood(lambda model: list(negative_diagonals(model)), Zero()),
     },
     "NegativeDiagonal": parametrizing(Moody),
-    "NegExpDiagonal": parametrizing(NegExpDiagonal),
-    "NegSoftplusDiagonal": parametrizing(negdiag_param.NegSoftplusDiagonal),
-    "SignFlipDiagonal": parametrizing(negdiag_param.SignFlipDiagonal),
+    **{cls.__name__: parametrizing(cls) for cls in BUILT_IN},
 }
