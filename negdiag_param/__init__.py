@@ -7,13 +7,17 @@ from negdiag_param._doors.register import register_negative_diagonal, remove_neg
 from negdiag_param._parametrizations.base import NegativeDiagonal
 from negdiag_param._parametrizations.ready import (
     NegExpDiagonal,
+    NegSmoothAbsDiagonal,
     NegSoftplusDiagonal,
+    NegSquareDiagonal,
     SignFlipDiagonal,
 )
 
 __all__ = [
     "NegExpDiagonal",
+    "NegSmoothAbsDiagonal",
     "NegSoftplusDiagonal",
+    "NegSquareDiagonal",
     "NegativeDiagonal",
     "SignFlipDiagonal",
     "init_",
@@ -22,7 +26,7 @@ __all__ = [
     "register_negative_diagonal",
     "remove_negative_diagonal",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 for _name in __all__:
     # Pickles and help() know this door only, wherever a room behind it moves.

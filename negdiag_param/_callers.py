@@ -3,11 +3,13 @@
 import inspect
 import warnings
 from collections.abc import Iterator
+from types import FrameType
 
 _PASSED_BY = ("torch", "negdiag_param")
 # What functional_call puts tensors in with.
 _SUBSTITUTES = ("torch.nn.utils.stateless", "torch.nn.utils._named_member_accessor")
 _DISTRIBUTES = "torch.distributed.tensor._api"
+_LOADS = "torch.distributed.checkpoint.state_dict"
 
 
 def warn_user(message: str) -> None:
@@ -36,10 +38,24 @@ def is_distributing() -> bool:
     return next(outside, "") == _DISTRIBUTES
 
 
+def is_broadcasting() -> bool:
+    """Whether all ranks are in ``set_model_state_dict`` with the checkpoint of the first one."""
+    options = (f.f_locals.get("options") for f in _frames() if _module(f) == _LOADS)
+    return any(getattr(found, "broadcast_from_rank0", False) for found in options)
+
+
 def _callers() -> Iterator[str]:
     """The modules of the functions that called the caller, from the innermost on."""
+    return map(_module, _frames())
+
+
+def _frames() -> Iterator[FrameType]:
     frame = inspect.currentframe()
-    frame = frame.f_back and frame.f_back.f_back if frame else None
     while frame:
-        yield frame.f_globals.get("__name__", "")
+        if _module(frame) != __name__:
+            yield frame
         frame = frame.f_back
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))

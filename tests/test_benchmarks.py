@@ -1,15 +1,18 @@
 """The benchmark runs and reports; how fast anything is, no test asserts."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from tests.benchmarks import overhead
+from tests.benchmarks import overhead, training
 from tests.benchmarks._layers import conv, linear
 from tests.benchmarks._memory import peak_bytes
+from tests.benchmarks._problems import TARGETS, regressions
 from tests.benchmarks._rivals import FLOOR, MAPS, RIVALS, clamp_, only_clones
 from tests.benchmarks._timing import Job, Meter
+from tests.benchmarks._ways import FREE, WAYS, diagonal, weights
 
 TINY = overhead.Effort(
     seconds=0.0,
@@ -41,6 +44,39 @@ def test_report(monkeypatch, tmp_path, capsys):
                 if isinstance(cell, dict):
                     assert 0 < cell["low"] <= cell["median"] <= cell["high"]
     assert "alone, n=4" in progress
+
+
+@pytest.mark.slow
+def test_the_study_of_maps(monkeypatch, capsys):
+    tiny = replace(training.QUICK, sizes=(4,), budget=20, force=10, recurrent=1)
+    monkeypatch.setattr(training, "QUICK", tiny)
+    assert training.main(["--quick", "--seed", "3"]) == 0
+    printed, progress = capsys.readouterr()
+    assert printed.count("\n### ") == 6
+    for way in WAYS:
+        assert printed.count(f"\n| {way} |") >= 5
+    assert "nan" not in printed
+    assert "default layers, Adam" in progress
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_every_way_starts_at_the_weight_and_stays_negative(name):
+    generator = torch.Generator().manual_seed(0)
+    problems = regressions(4, 3, "default", "beyond", generator)
+    seen = list(weights(WAYS[name], torch.optim.SGD, problems.start, problems.gradient, 20))
+    torch.testing.assert_close(seen[0], problems.start)
+    assert (problems.loss(seen[-1]) < problems.loss(seen[0])).all()
+    if name != FREE:
+        assert all((diagonal(weight) < 0).all() for weight in seen)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_best_diagonal_is_the_best_feasible_one(target):
+    problems = regressions(4, 3, "default", target, torch.Generator().manual_seed(0))
+    assert (problems.best < 0).all()
+    feasible = (diagonal(problems.target) < 0).all(-1)
+    expected = diagonal(problems.target)[feasible]
+    torch.testing.assert_close(problems.best[feasible], expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")

@@ -37,12 +37,22 @@ def test_readme_code(tmp_path, monkeypatch):
         exec(compile(block, "README.md", "exec"), namespace)
 
 
-def test_readme_shows_the_distributed_example_as_it_is():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    script = (ROOT / "tests/ranks/train_fsdp2.py").read_text(encoding="utf-8")
-    shown = re.search(r"<!-- tests/ranks/train_fsdp2.py -->\n```py\n(.*?)```", text, re.DOTALL)
-    assert shown
-    assert shown[1] == script[script.index("import argparse") :]
+TEXTS = [ROOT / "README.md", *sorted(ROOT.glob("tests/*/README.md"))]
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(text):
+    content = text.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", content)
+    assert links
+    assert all((text.parent / link).exists() for link in links)
+    headings = re.findall(r"^#+ (.*)$", content, re.MULTILINE)
+    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    assert set(re.findall(r"\]\(#([^)]+)\)", content)) <= anchors
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) < 1500
 
 
 def test_the_changelog_knows_the_version():

@@ -1,46 +1,53 @@
-"""The community model and its fit by regression."""
+"""The community model, trained on many spans of the data at once."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from negdiag_param import register_negative_diagonal
 from negdiag_param._demo.data import Observations
-
-MapName = Literal["exp", "softplus", "sign_flip"]
-MAPS: tuple[MapName, ...] = get_args(MapName)
+from negdiag_param._demo.exact import least_squares
 
 
 class Community(nn.Module):
-    """The generalised Lotka-Volterra equations, ``dn/dt = n * linear(n)``.
+    """A batch of generalised Lotka-Volterra equations, ``d log n / dt = bias + weight @ n``.
 
     The bias holds the growth rates, the weight the effect of each species (column) on each other
-    (row), and its diagonal the effect of each species on itself.
+    (row), and its diagonal the effect of each species on itself. All start from the same values.
     """
 
-    def __init__(self, species: int = 2) -> None:
+    def __init__(self, communities: int, species: int = 2) -> None:
         super().__init__()
-        self.linear = nn.Linear(species, species)
+        start = nn.Linear(species, species)
+        self.bias = nn.Parameter(start.bias.detach().repeat(communities, 1))
+        self.weight = nn.Parameter(start.weight.detach().repeat(communities, 1, 1))
 
     def forward(self, n: Tensor) -> Tensor:
-        """The rate of change of the counts ``n``."""
-        change: Tensor = n * self.linear(n)
-        return change
+        """The growth of log n at the counts ``n``, of shape (community, time, species)."""
+        return self.bias[:, None] + n @ self.weight.mT
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted community in the units of its data, with the diagonal at every step."""
+    """Fitted communities, one for each span of rows, in the units of the data.
 
-    name: str
+    ``converged`` says which came close to exact least squares, ``diagonals`` holds those of the
+    first span at every step, and ``kept`` says whether all of all spans were below zero, and below
+    the margin, at every step.
+    """
+
     growth: Tensor
     interactions: Tensor
-    ssr: float
+    ssr: Tensor
+    converged: Tensor
     diagonals: Tensor
+    kept: bool
+    margin: float | None
 
 
 @contextmanager
@@ -57,58 +64,78 @@ def one_thread() -> Iterator[None]:
 @one_thread()
 def fit(
     data: Observations,
-    map: MapName | None,
+    spans: Sequence[range],
+    margin: float | None,
     *,
+    map: str | None = None,
     steps: int,
     seed: int,
-    on_step: Callable[[int, float], None] = lambda step, ssr: None,
+    on_step: Callable[[int], None] = lambda step: None,
 ) -> Fit:
-    """Fits a community to the log growth between years, at the counts midway.
+    """Fits a community per span to the log growth between its rows, at the counts midway.
 
     Args:
-        data: what to fit.
-        map: keeps the self-interactions negative; None leaves them free.
+        data: the rows.
+        spans: which rows each community is fitted to.
+        margin: keeps the self-interactions below zero, by at least so much growth per year at a
+            span's mean counts; None leaves them free.
+        map: how they are kept; None means the library's default.
         steps: how many steps Adam takes.
         seed: determines the initial values.
-        on_step: called after each step with its number and the sum of squared residuals before it.
+        on_step: called after each step with its number.
 
     Returns:
-        The fit after the last step.
+        The fits after the last step.
     """
+    midpoints = [data.midpoints[span.start : span.stop - 1] for span in spans]
+    growth = [data.growth[span.start : span.stop - 1] for span in spans]
+    # Units in which everything is of order one; positive factors keep every sign.
+    count = torch.stack([m.mean(0) for m in midpoints])
+    rate = data.growth.abs().mean()
+    rate = rate if rate > 0 else torch.ones_like(rate)
+    inputs = pad_sequence(
+        [m / c - 1 for m, c in zip(midpoints, count, strict=True)], batch_first=True
+    )
+    targets = pad_sequence(growth, batch_first=True) / rate
+    known = pad_sequence([torch.ones_like(g[:, :1]) for g in growth], batch_first=True)
+    bound = None if margin is None else margin / float(rate)
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Community().double()
-    if map is not None:
-        register_negative_diagonal(model.linear, "weight", map=map)
+        model = Community(len(spans), len(data.species)).double()
+    if bound is not None:
+        options: dict[str, Any] = {} if map is None else {"map": map}
+        register_negative_diagonal(model, "weight", dims=(-2, -1), margin=bound, **options)
 
-    # Units in which everything is of order one; positive factors keep every sign.
-    count, rate = data.midpoints.mean(0), data.growth.square().mean().sqrt()
-    rate = rate if rate > 0 else torch.ones_like(rate)
-    inputs, targets = data.midpoints / count, data.growth / rate
+    def losses() -> Tensor:
+        residuals: Tensor = (model(inputs) - targets) * known
+        return residuals.square().sum((1, 2))
 
-    def loss() -> Tensor:
-        residuals: Tensor = model.linear(inputs) - targets
-        return residuals.square().sum()
+    def diagonals() -> Tensor:
+        return model.weight.detach().diagonal(dim1=1, dim2=2)
 
-    def diagonal() -> Tensor:
-        return model.linear.weight.detach().diagonal().clone()
-
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.3)
+    # Without noise in the gradients a short memory does, and the way to a boundary needs it.
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    diagonals = [diagonal()]
+    first, largest = [diagonals()[0].clone()], diagonals().max()
     for step in range(1, steps + 1):
         optimizer.zero_grad()
-        before = loss()
-        torch.autograd.backward(before)
+        torch.autograd.backward(losses().sum())
         optimizer.step()
         schedule.step()
-        diagonals.append(diagonal())
-        on_step(step, (before * rate**2).item())
+        now = diagonals()
+        first.append(now[0].clone())
+        largest = torch.maximum(largest, now.max())
+        on_step(step)
 
+    weight, ssr = model.weight.detach(), losses().detach()
+    optimum = least_squares(inputs, targets, known, bound)
     return Fit(
-        name=map or "unconstrained",
-        growth=model.linear.bias.detach() * rate,
-        interactions=model.linear.weight.detach() * rate / count,
-        ssr=(loss() * rate**2).item(),
-        diagonals=torch.stack(diagonals) * rate / count,
+        growth=(model.bias.detach() - weight.sum(-1)) * rate,
+        interactions=weight * rate / count[:, None],
+        ssr=ssr * rate**2,
+        converged=ssr <= 1.001 * optimum + 1e-6 * known.sum((1, 2)),
+        diagonals=torch.stack(first) * rate / count[0],
+        kept=bool(largest < 0 and largest <= -(bound or 0.0)),
+        margin=margin,
     )

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from negdiag_param._doors import targets
 from negdiag_param._doors.targets import Target
 from negdiag_param._life import lookup
-from negdiag_param._ranks import dtensor, refusals
+from negdiag_param._ranks import refusals
 from negdiag_param._torch_private import is_just_forward
 
 
@@ -46,4 +46,4 @@ def _diagonal(target: Target) -> tuple[str, Tensor]:
         map(is_just_forward, (chain, parametrization))
     ):
         return target.name, parametrization.entries(target.stored[0])
-    return target.name, parametrization.options.diagonal.view(dtensor.whole(target.tensor))
+    return target.name, parametrization.options.diagonal.view(targets.gathered(target))

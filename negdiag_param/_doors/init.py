@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from negdiag_param._doors import targets
 from negdiag_param._life import lookup
 from negdiag_param._life.assign import Write, silent_writes
-from negdiag_param._ranks import dtensor, refusals
+from negdiag_param._ranks import agreement, dtensor, refusals
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -56,9 +56,10 @@ def init_(
         ndim = lookup.ours(target.owner)[target.tensor_name].record.ndim
         refusals.check_whole(target.stored[0], ndim, target.name)
         with torch.no_grad():
-            value = dtensor.whole(target.tensor).clone()
+            value = targets.gathered(target).clone()
             before = value.clone()
-            _check_filled(value, before, initializer(value, *args, **kwargs))
+            with agreement.together(target.stored, target.name):
+                _check_filled(value, before, initializer(value, *args, **kwargs))
             value = dtensor.agreed(value, target.stored[0])
         writes += silent_writes(target.owner, target.tensor_name, value)
     for write in writes:

@@ -1,8 +1,10 @@
 """From a target and a template to a checked parametrization, before anything changes."""
 
 import copy
+import inspect
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +17,12 @@ from negdiag_param._life import lookup
 from negdiag_param._maths.diagonal import Diagonal
 from negdiag_param._parametrizations.base import NegativeDiagonal
 from negdiag_param._parametrizations.invert import check, dense, judged
-from negdiag_param._parametrizations.options import Options, OptionsDict
+from negdiag_param._parametrizations.options import MapOptionsDict, Options
 from negdiag_param._parametrizations.ready import (
     NegExpDiagonal,
+    NegSmoothAbsDiagonal,
     NegSoftplusDiagonal,
+    NegSquareDiagonal,
     SignFlipDiagonal,
 )
 from negdiag_param._parametrizations.record import Record
@@ -26,43 +30,67 @@ from negdiag_param._parametrizations.transform import TransformDiagonal
 from negdiag_param._ranks import dtensor
 from negdiag_param._torch_private import non_persistent_buffers
 
-MapName = Literal["exp", "softplus", "sign_flip"]
+MapName = Literal["smooth_abs", "exp", "softplus", "square", "sign_flip"]
 Map: TypeAlias = MapName | type[NegativeDiagonal] | NegativeDiagonal | Transform
 
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _MAPS: dict[str, type[NegativeDiagonal]] = {
+    "smooth_abs": NegSmoothAbsDiagonal,
     "exp": NegExpDiagonal,
     "softplus": NegSoftplusDiagonal,
+    "square": NegSquareDiagonal,
     "sign_flip": SignFlipDiagonal,
 }
 
 
-def template(map: object, **options: Unpack[OptionsDict]) -> NegativeDiagonal:
+def template(map: object, **options: Unpack[MapOptionsDict]) -> NegativeDiagonal:
     """The parametrization that ``map`` and the options describe, for tensors of any shape.
 
     Raises:
-        TypeError: if ``map`` is of no kind that is known, or an option of the wrong type.
+        TypeError: if ``map`` is of no kind that is known, or an option of the wrong type, or one
+            that the map does not have.
         ValueError: if ``map`` or an option is out of its range, or an instance meets options.
     """
-    if isinstance(map, str):
-        if map not in _MAPS:
-            raise ValueError(f"map: expected one of {', '.join(_MAPS)}, got {map!r}")
-        return _MAPS[map](**options)
-    if isinstance(map, type) and issubclass(map, NegativeDiagonal):
-        return map(**options)
-    if isinstance(map, Transform):
-        return TransformDiagonal(map, **options)
-    if isinstance(map, NegativeDiagonal):
-        clash = ", ".join(Options(**options).changed())
+    if isinstance(map, str) and map not in _MAPS:
+        raise ValueError(f"map: expected one of {', '.join(_MAPS)}, got {map!r}")
+    chosen = _MAPS[map] if isinstance(map, str) else map
+    given: dict[str, Any] = {**options}
+    if isinstance(chosen, type) and issubclass(chosen, NegativeDiagonal):
+        _check_known(chosen, given)
+        return chosen(**given)
+    if isinstance(chosen, Transform):
+        _check_known(TransformDiagonal, given)
+        return TransformDiagonal(chosen, **given)
+    if isinstance(chosen, NegativeDiagonal):
+        _check_known(type(chosen), given)
+        defaults = vars(Options())
+        Options(**{k: v for k, v in given.items() if k in defaults})
+        clash = [f"{k}={v!r}" for k, v in given.items() if k not in defaults or v != defaults[k]]
         if clash:
             raise ValueError(
-                f"map: expected an instance to bring its own options, got {clash} "
-                f"beside {type(map).__name__}({map.extra_repr()})"
+                f"map: expected an instance to bring its own options, got {', '.join(clash)} "
+                f"beside {type(chosen).__name__}({chosen.extra_repr()})"
             )
-        return map
+        return chosen
     raise TypeError(
         f"map: expected one of {', '.join(_MAPS)}, a NegativeDiagonal class or instance, or a "
         f"torch.distributions Transform, got {map!r}"
     )
+
+
+def _check_known(cls: type[NegativeDiagonal], options: Mapping[str, object]) -> None:
+    """Refuses options that no constructor of ``cls`` names."""
+    known: dict[str, None] = {}
+    for base in cls.__mro__:
+        parameters = inspect.signature(base).parameters if "__init__" in vars(base) else {}
+        known |= dict.fromkeys(name for name, p in parameters.items() if p.kind in _NAMED)
+        if base is NegativeDiagonal:
+            break
+    for name in options.keys() - known.keys():
+        raise TypeError(
+            f"{name}: expected an option of {cls.__name__}, which are {', '.join(known)}, got "
+            f"{name}={options[name]!r}"
+        )
 
 
 def planned(target: Target, template: NegativeDiagonal) -> NegativeDiagonal:

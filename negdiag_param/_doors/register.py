@@ -8,8 +8,8 @@ from typing_extensions import Unpack
 from negdiag_param._doors import plan, targets, ties
 from negdiag_param._doors.rollback import restored_on_failure
 from negdiag_param._life import attachment
-from negdiag_param._parametrizations.options import OptionsDict, options_shown
-from negdiag_param._ranks import refusals
+from negdiag_param._parametrizations.options import MapOptionsDict, options_shown
+from negdiag_param._ranks import agreement, refusals
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -19,19 +19,19 @@ def register_negative_diagonal(
     module: M,
     tensor_name: str = "weight",
     *,
-    map: plan.Map = "exp",
-    **options: Unpack[OptionsDict],
+    map: plan.Map = "smooth_abs",
+    **options: Unpack[MapOptionsDict],
 ) -> M:
     r"""Keeps the diagonal of a layer's weight negative throughout training, in one line.
 
     .. math::
-        W_{ii} = -(\text{margin} + \exp X_{ii}), \qquad W_{ij} = X_{ij} \quad (i \ne j)
+        W_{ii} = -\bigl(\text{margin} + f(X_{ii})\bigr), \qquad W_{ij} = X_{ij} \quad (i \ne j)
 
-    for the default map. In plain words: ``module.weight`` becomes a function of an unconstrained
-    tensor, which the optimizer trains; its diagonal is negative at every step and everything else
-    is free. The parameter object stays the same, so an optimizer made before still works.
-    Assigning to ``module.weight`` sets the weight to that value. Writing into it in place
-    (``nn.init.zeros_(module.weight)``) has no effect: use :func:`init_`.
+    with a positive ``f``, by default nearly ``|x|``. In plain words: ``module.weight`` becomes a
+    function of an unconstrained tensor, which the optimizer trains; its diagonal is negative at
+    every step and everything else is free. The parameter object stays the same, so an optimizer
+    made before still works. Assigning to ``module.weight`` sets the weight to that value. Writing
+    into it in place (``nn.init.zeros_(module.weight)``) has no effect: use :func:`init_`.
 
     Shape:
         - Linear: the diagonal of min(rows, columns) entries. Convolutions: the kernels from each
@@ -45,9 +45,9 @@ def register_negative_diagonal(
         tensor_name: a name (``"weight"``), a dotted name (``"encoder.0.weight"``) or a
             shell-style pattern over the names of ``module.named_parameters()``
             (``"encoder.*.weight"``), which skips tensors without a diagonal (one dimension).
-        map: ``"exp"``, ``"softplus"``, ``"sign_flip"``, a :class:`NegativeDiagonal` class, an
-            instance (used as a template, with its own options), or a
-            ``torch.distributions`` transform from the reals to the negative numbers.
+        map: ``"smooth_abs"``, ``"exp"``, ``"softplus"``, ``"square"``, ``"sign_flip"``, a
+            :class:`NegativeDiagonal` class, an instance (used as a template, with its own
+            options), or a ``torch.distributions`` transform from the reals to the negative numbers.
         margin: every diagonal entry is at most ``-margin``, and strictly negative.
         dims: the row and the column dimension; ``()`` makes every entry a diagonal entry. None
             means ``()`` for one dimension and ``(0, 1)`` for two and for convolutions; other
@@ -61,6 +61,10 @@ def register_negative_diagonal(
             raises, here as well.
         cache_in_eval: in eval mode without gradients, compute the weight once and reuse it until
             the original changes. Writes through ``.data`` go unnoticed.
+        rest: the diagonal entry that an original of 0 gives, which weight decay pulls to. None
+            leaves that to the map.
+        options: what else the map takes: ``delta`` of ``"smooth_abs"``, ``beta`` of
+            ``"softplus"``.
 
     Returns:
         ``module``, with its class replaced by one that computes the weight.
@@ -71,7 +75,7 @@ def register_negative_diagonal(
         ValueError: if there is no such tensor, it is registered already, tied to another one or
             kept elsewhere by its module, the options do not fit its shape or dtype, its diagonal
             holds NaN or infinity, or is infeasible under ``infeasible="error"``. The module is
-            left as it was.
+            left as it was; that of a distributed tensor on all ranks, even if one alone fails.
 
     Example:
         >>> layer = register_negative_diagonal(nn.Linear(3, 3), "weight", map="softplus")
@@ -93,12 +97,14 @@ def register_negative_diagonal(
             targets.refuse_no_match(module, tensor_name, "a diagonal")
     for target in found:
         refusals.check_registrable(target.owner, target.name)
-    plans = [(target, plan.planned(target, template)) for target in found]
-    ties.check_untied(module, found, "registering would rewrite both")
-    ties.check_kept_nowhere_else(found)
+    with agreement.together(targets.stored(found), tensor_name):
+        plans = [(target, plan.planned(target, template)) for target in found]
+        ties.check_untied(module, found, "registering would rewrite both")
+        ties.check_kept_nowhere_else(found)
     with restored_on_failure(target.owner for target in found):
         for target, parametrization in plans:
-            attachment.attach(target.owner, target.tensor_name, parametrization)
+            with agreement.together(target.stored, target.name):
+                attachment.attach(target.owner, target.tensor_name, parametrization)
     return module
 
 
@@ -131,7 +137,10 @@ def remove_negative_diagonal(module: M, tensor_name: str = "weight") -> M:
     for target in found:
         refusals.check_removable(target.owner, target.name)
     ties.check_untied(module, found, "removing would bake the value in twice")
-    with restored_on_failure(target.owner for target in found):
+    with (
+        restored_on_failure(target.owner for target in found),
+        agreement.together(targets.stored(found), tensor_name),
+    ):
         for target in found:
             attachment.detach(target.owner, target.tensor_name)
     return module

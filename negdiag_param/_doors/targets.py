@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from negdiag_param._doors.wrappers import named_owners
 from negdiag_param._life import lookup
+from negdiag_param._ranks import agreement, dtensor
 from negdiag_param._torch_private import own_buffers, own_parameters
 
 
@@ -92,6 +93,18 @@ def every(module: nn.Module) -> Iterator[Target]:
                 tensor_name,
                 lookup.joined(path, tensor_name),
             )
+
+
+def stored(found: list[Target]) -> list[Tensor]:
+    """What the tensors of ``found`` are computed from."""
+    return [tensor for target in found for tensor in target.stored]
+
+
+def gathered(target: Target) -> Tensor:
+    """The tensor as one process would see it. All ranks gather it, or none."""
+    with agreement.together(target.stored, target.name):
+        value = target.tensor
+    return dtensor.whole(value)
 
 
 def registered(model: nn.Module) -> Iterator[Target]:

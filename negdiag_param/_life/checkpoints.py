@@ -58,22 +58,24 @@ def _translate(
         mark = f"{prefix}parametrizations.{tensor_name}.0._extra_state"
         persistent = parametrization.record.persistent
         # set_model_state_dict fills in the model's own tensors for what it does not find.
-        if state_dict.get(original, originals[0]) is originals[0] and persistent:
-            value = agreement.shared(state_dict.get(plain), originals[0])
-            if value is not None:
-                state_dict[plain] = value
+        own = state_dict.get(original, originals[0]) is originals[0]
+        value = state_dict.get(plain) if own and persistent else None
+        value = agreement.shared(value, originals[0]) if persistent else None
+        if own and value is not None:
+            state_dict[plain] = value
         try:
-            if not is_placeholder(state_dict.get(mark)) and mark in state_dict:
-                parametrization.set_extra_state(state_dict[mark])
-            elif original in state_dict or plain in state_dict or not persistent:
-                state_dict[mark] = parametrization.get_extra_state()
-            if not persistent:
-                continue
-            if plain in state_dict and state_dict.get(original, originals[0]) is originals[0]:
+            with agreement.together(originals, plain):
+                _check_real(state_dict.get(original))
+                if not is_placeholder(state_dict.get(mark)) and mark in state_dict:
+                    parametrization.set_extra_state(state_dict[mark])
+                elif original in state_dict or plain in state_dict or not persistent:
+                    state_dict[mark] = parametrization.get_extra_state()
+            if own and plain in state_dict and persistent:
                 value = state_dict.pop(plain)
                 assigned = local_metadata.get("assign_to_params_buffers", False)
-                state_dict[original] = _inverse(value, originals[0], parametrization, assigned)
-            _check_real(state_dict.get(original))
+                with agreement.together(originals, plain):
+                    inverse = _inverse(value, originals[0], parametrization, assigned)
+                state_dict[original] = inverse
         except (TypeError, ValueError) as error:
             yield f"While loading {plain}: {error}"
             # What is there already takes the place of what was refused.

@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from negdiag_param._maths.limits import Limits
-from negdiag_param._maths.maps import ScalarMap
+from negdiag_param._maths.scalar_map import ScalarMap
 
 
 class MapAndInverse(Protocol):
@@ -62,12 +62,30 @@ class OwnMap(ScalarMap):
             raise ValueError(f"expected an inverse of {self.name}, got {error!r}") from error
         back = self._like(x, self.functions.map(x), "map")
         if not (x.isfinite() & torch.isclose(back, value, rtol=1e-2, atol=1e-2)).all():
+            self._check_within_reach(value, limits)
             raise ValueError(
                 f"expected an inverse that reaches the diagonal, but the inverse of {self.name} "
                 f"does not lead back to values between {value.min().item():.6g} and "
                 f"{value.max().item():.6g}"
             )
         return x
+
+    def _check_within_reach(self, value: Tensor, limits: Limits) -> None:
+        """Says of a bounded map, such as a scaled sigmoid, what it can give.
+
+        Raises:
+            ValueError: if ``value`` lies outside of it.
+        """
+        ends = [self.functions.map(torch.full_like(value, x)) for x in (-_FAR, _FAR)]
+        lowest, highest = torch.minimum(*ends), torch.maximum(*ends)
+        beyond = (value < lowest) | (value > highest)
+        if beyond.any():
+            low, high, found = (t[beyond] - limits.margin for t in (lowest, highest, value))
+            raise ValueError(
+                f"expected a diagonal between {low.min().item():.6g} and {high.max().item():.6g}, "
+                f"which is what {self.name} reaches, got {len(found)} of {value.numel()} entries "
+                f"beyond, from {found.min().item():.6g} to {found.max().item():.6g}"
+            )
 
     def sampled(self) -> tuple[float, ...]:
         """Values of the map that tell it from others which are called the same.
@@ -108,6 +126,7 @@ class OwnMap(ScalarMap):
 
 
 _PROBES = (-8.0, -3.0, -1.0, -0.1, 0.0, 0.1, 1.0, 3.0, 8.0)
+_FAR = 1e4  # where a bounded map is at its ends
 _SAMPLES = (-3.0, -1.0, 0.25, 1.0, 3.0)
 
 

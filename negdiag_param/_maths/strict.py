@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from negdiag_param._maths.limits import FLOAT_DTYPES, Limits, widened
-from negdiag_param._maths.maps import ScalarMap
+from negdiag_param._maths.scalar_map import ScalarMap
+
+_NEIGHBOURS = [sign * count for count in range(1, 9) for sign in (1, -1)]
 
 
 class StrictMap:
@@ -46,8 +48,32 @@ class StrictMap:
         return self.scalar_map.smooth(widened(original), limits).to(original.dtype)
 
     def inverse(self, entries: Tensor) -> Tensor:
-        """The original entries that give the feasible ``entries``."""
-        return self.scalar_map.inverse(widened(entries), self.limits(entries.dtype))
+        """The original entries that give the feasible ``entries``, or come nearest."""
+        limits = self.limits(entries.dtype)
+        original = self.scalar_map.inverse(widened(entries), limits).to(entries.dtype)
+        return self._nearest(original, entries) if self.has_slope else original
+
+    def _nearest(self, original: Tensor, entries: Tensor) -> Tensor:
+        """The best of ``original`` and its neighbours.
+
+        The inverse is exact to a few roundings. What the map itself has made out of some original
+        is among the neighbours, so that a weight which is assigned to itself stays what it is.
+        """
+        error = (self.value(original) - entries).abs()
+        if not error.any():
+            return original
+        eps = torch.finfo(entries.dtype).eps
+        slope = self.slope(original).abs().clamp(min=torch.finfo(torch.float32).tiny)
+        # At most the distance of two originals, or else a quarter of that of two entries.
+        apart = widened(original).abs() * (eps / 2)
+        step = torch.maximum(apart, widened(entries).abs() * (eps / 8) / slope)
+        best = original
+        for count in _NEIGHBOURS:
+            candidate = (widened(original) + count * step).to(entries.dtype)
+            found = (self.value(candidate) - entries).abs()
+            best = torch.where(found < error, candidate, best)
+            error = torch.minimum(found, error)
+        return best
 
     def limits(self, dtype: torch.dtype) -> Limits:
         """What is feasible in ``dtype``.

@@ -1,7 +1,5 @@
 """The parametrization module: a scalar map on a diagonal."""
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self, override
@@ -10,7 +8,7 @@ from negdiag_param._maths.diagonal import Taps
 from negdiag_param._maths.feasible import Infeasible
 from negdiag_param._maths.kernel import mapped
 from negdiag_param._maths.limits import Limits
-from negdiag_param._maths.maps import ScalarMap
+from negdiag_param._maths.scalar_map import ScalarMap
 from negdiag_param._maths.strict import StrictMap
 from negdiag_param._parametrizations import mark
 from negdiag_param._parametrizations.cache import WeightCache
@@ -30,8 +28,8 @@ class NegativeDiagonal(nn.Module):
 
     In plain words: the optimizer trains ``X`` freely; what the layer sees has a diagonal that is
     strictly negative and at most ``-margin`` at every step, and everything else of ``X`` as it is.
-    Subclasses give the scalar map and its inverse; ready ones are :class:`NegExpDiagonal`,
-    :class:`NegSoftplusDiagonal` and :class:`SignFlipDiagonal`.
+    Subclasses give the scalar map and its inverse; the first of the ready ones is
+    :class:`NegSmoothAbsDiagonal`.
 
     Attach it with :func:`register_negative_diagonal`, or with
     :func:`torch.nn.utils.parametrize.register_parametrization`. Only the former infers the groups
@@ -58,23 +56,24 @@ class NegativeDiagonal(nn.Module):
             raises. An entry that lands on or inside the boundary starts a little outside of it.
         cache_in_eval: in eval mode without gradients, compute the weight once and reuse it until
             the original changes. Writes through ``.data`` go unnoticed, hence off by default.
+        rest: the entry that an original of 0 gives, which weight decay pulls to (ready maps only).
 
     Raises:
         TypeError: if an argument is of the wrong type.
         ValueError: if an argument is out of its range.
 
     Example:
-        >>> class NegSquareDiagonal(NegativeDiagonal):
+        >>> class NegSquareplusDiagonal(NegativeDiagonal):
         ...     def map(self, x):
-        ...         return -x.square() - 1e-6
+        ...         return -(x + (x * x + 4).sqrt()) / 2
         ...     def inverse(self, d):
-        ...         return (-d - 1e-6).clamp(min=0).sqrt()
-        >>> layer = register_negative_diagonal(nn.Linear(3, 3), map=NegSquareDiagonal)
+        ...         return 1 / d - d
+        >>> layer = register_negative_diagonal(nn.Linear(3, 3), map=NegSquareplusDiagonal)
         >>> bool((layer.weight.diagonal() < 0).all())
         True
     """
 
-    _closed_form: ClassVar[ScalarMap]  # of a ready class
+    _closed_form: ScalarMap  # of a ready class
 
     def __init__(
         self,
@@ -84,12 +83,12 @@ class NegativeDiagonal(nn.Module):
         blocks: int | None = None,
         infeasible: Infeasible = "warn",
         cache_in_eval: bool = False,
+        rest: float | None = None,
     ) -> None:
         super().__init__()
-        self.options = Options(margin, dims, taps, blocks, infeasible, cache_in_eval)
+        self.options = Options(margin, dims, taps, blocks, infeasible, cache_in_eval, rest)
         self.record = Record()
-        closed_form = getattr(self, "_closed_form", None)
-        chosen = scalar_map(self, NegativeDiagonal, closed_form, self._own_name)
+        chosen = scalar_map(self, NegativeDiagonal, self._own_name, self.options)
         self.strict = StrictMap(chosen, self.options.margin)
         self.cache = WeightCache()
 
@@ -158,8 +157,10 @@ class NegativeDiagonal(nn.Module):
 
     @override
     def extra_repr(self) -> str:
-        """The options that differ from their defaults."""
-        return str(self.options)
+        """The map's constants, and the options that differ from their defaults."""
+        constants = self.strict.scalar_map.constants.items()
+        shown = [*(f"{name}={value!r}" for name, value in constants), str(self.options)]
+        return ", ".join(filter(None, shown))
 
     @override
     def train(self, mode: bool = True) -> Self:
@@ -186,7 +187,7 @@ class NegativeDiagonal(nn.Module):
         chosen = self.strict.scalar_map
         # What a map has learnt lies beside it in the checkpoint.
         values = () if self._own_tensors() else chosen.sampled()
-        return mark.Meaning.of(chosen.name, self.options, values)
+        return mark.Meaning.of(chosen.name, chosen.constants, self.options, values)
 
     def _own_tensors(self) -> list[Tensor]:
         """What a map of the user's computes with."""

@@ -94,33 +94,52 @@ def inverted(
         ValueError: as :func:`judged`, or if a user's inverse does not lead back to ``weight``. If
             it is distributed, on all ranks as soon as one has a reason.
     """
-    check_policy(infeasible)
-    check(weight, diagonal, strict, name)
-    limits = strict.limits(weight.dtype)
-    with torch.no_grad():
-        original = weight.detach().clone(memory_format=_memory_format(weight))
-        verdict = _verdict(original, diagonal, strict, name)
-        local, parts = dtensor.local(original, diagonal, name)
-        reason = None
-        try:
-            verdict.warning(limits, infeasible)
-            for part in () if original.is_meta else parts:
-                entries = part.view(local)
-                entries.copy_(strict.inverse(reflected(entries, limits)))
-        except ValueError as error:
-            reason = error
-    verdict, failed = agreement.agreed(verdict, reason is not None, weight)
+    verdict, original, misfit, reason = Verdict(), weight, None, None
+    try:
+        check_policy(infeasible)
+        check(weight, diagonal, strict, name)
+    except (TypeError, ValueError) as error:
+        misfit = error
+    else:
+        with torch.no_grad():
+            original = weight.detach().clone(memory_format=_memory_format(weight))
+            verdict = _verdict(original, diagonal, strict, name)
+            reason = _failure(original, diagonal, strict, infeasible, verdict, name)
+    verdict, failed = agreement.agreed(verdict, bool(misfit or reason), weight)
+    if misfit:
+        raise misfit
     where = f" on rank {failed}" if dtensor.is_sharded(weight) else ""
     with _named(name, weight, where):
-        warning = verdict.warning(limits, infeasible)
+        warning = verdict.warning(strict.limits(weight.dtype), infeasible)
         if failed is not None:
-            raise reason or ValueError("expected an inverse that reaches the diagonal, got none")
+            raise reason or ValueError("expected a diagonal that all ranks can invert, got none")
     if warning:
         shape = tuple(weight.shape)
         warn_user(
             f"{name}: {warning}, shape {shape}, {weight.dtype}; they are reflected, d -> -|d|"
         )
     return original
+
+
+def _failure(
+    original: Tensor,
+    diagonal: Diagonal,
+    strict: StrictMap,
+    infeasible: Infeasible,
+    verdict: Verdict,
+    name: str,
+) -> Exception | None:
+    """Inverts the diagonal of ``original`` in place. What this rank finds wrong, if anything."""
+    limits = strict.limits(original.dtype)
+    local, parts = dtensor.local(original, diagonal, name)
+    try:
+        verdict.warning(limits, infeasible)
+        for part in () if original.is_meta else parts:
+            entries = part.view(local)
+            entries.copy_(strict.inverse(reflected(entries, limits)))
+    except Exception as error:
+        return error
+    return None
 
 
 def _verdict(weight: Tensor, diagonal: Diagonal, strict: StrictMap, name: str) -> Verdict:

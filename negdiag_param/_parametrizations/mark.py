@@ -7,6 +7,7 @@ which float16 and bfloat16 hold exactly.
 
 import hashlib
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -24,11 +25,19 @@ class Meaning(NamedTuple):
     values: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, map_name: str, options: Options, values: tuple[float, ...]) -> "Meaning":
+    def of(
+        cls,
+        map_name: str,
+        constants: Mapping[str, float],
+        options: Options,
+        values: tuple[float, ...],
+    ) -> "Meaning":
         """The map with all that changes what an original means."""
         shown = {k: v for k, v in options.changed().items() if (k, v) != ("dims", (0, 1))}
-        parts = [f"margin={options.margin}"]
-        parts += [f"{key}={shown[key]!r}" for key in ("dims", "blocks", "taps") if key in shown]
+        parts = [f"{key}={value}" for key, value in constants.items()]
+        parts += [f"margin={options.margin}"]
+        kept = ("dims", "blocks", "taps", "rest")
+        parts += [f"{key}={shown[key]!r}" for key in kept if key in shown]
         text = f"{map_name}({', '.join(parts)})"
         if len(text) > _TEXT:
             digest = hashlib.sha256(text.encode()).hexdigest()[:12]

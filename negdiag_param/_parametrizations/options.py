@@ -24,6 +24,14 @@ class OptionsDict(TypedDict, total=False):
     blocks: int | None
     infeasible: Infeasible
     cache_in_eval: bool
+    rest: float | None
+
+
+class MapOptionsDict(OptionsDict, total=False):
+    """The options as keyword arguments, and the constants of the maps that have one."""
+
+    beta: float
+    delta: float
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,7 @@ class Options:
     blocks: int | None = None
     infeasible: Infeasible = "warn"
     cache_in_eval: bool = False
+    rest: float | None = None
     diagonal: Diagonal = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -51,6 +60,7 @@ class Options:
         check_policy(self.infeasible)
         if not isinstance(self.cache_in_eval, bool):
             raise TypeError(f"cache_in_eval: expected True or False, got {self.cache_in_eval!r}")
+        _set(self, "rest", _checked_rest(self.rest, self.margin))
         _set(self, "diagonal", Diagonal(self.dims, self.blocks or 1, self.taps))
 
     @property
@@ -73,7 +83,7 @@ _set = object.__setattr__
 
 
 def options_shown(function: F) -> F:
-    """Lets ``help`` and editors show the options by name, in place of ``**options``."""
+    """Lets ``help`` and editors show the options by name; ``**options`` is left to the map."""
     signature = inspect.signature(function)
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     named = [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(Options).parameters.values()]
@@ -91,16 +101,46 @@ def check_policy(infeasible: object) -> None:
     _check_choice("infeasible", infeasible, INFEASIBLE)
 
 
+def checked_constant(name: str, value: object) -> float:
+    """A constant of a map, which float32 arithmetic can take.
+
+    Raises:
+        TypeError: if it is no number.
+        ValueError: if it is too small or too large.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    constant = _float(value)
+    if not 1e-6 <= constant <= 1e6:
+        raise ValueError(f"{name}: expected a number between 1e-6 and 1e6, got {value}")
+    return constant
+
+
 def _checked_margin(margin: object) -> float:
     if isinstance(margin, bool) or not isinstance(margin, Real):
         raise TypeError(f"margin: expected a number, got {type(margin).__name__}")
-    try:
-        value = float(margin)
-    except OverflowError:  # of a whole number
-        value = math.inf
+    value = _float(margin)
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"margin: expected a finite number that is not negative, got {margin}")
     return value
+
+
+def _checked_rest(rest: object, margin: float) -> float | None:
+    if rest is None:
+        return None
+    if isinstance(rest, bool) or not isinstance(rest, Real):
+        raise TypeError(f"rest: expected a number or None, got {type(rest).__name__}")
+    value = _float(rest)
+    if not (math.isfinite(value) and value < -margin):
+        raise ValueError(f"rest: expected a finite number below {-margin}, got {rest}")
+    return value
+
+
+def _float(number: Real) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # of a whole number
+        return -math.inf if number < 0 else math.inf
 
 
 def _checked_dims(dims: object) -> tuple[int, ...] | None:

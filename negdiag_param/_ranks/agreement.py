@@ -1,12 +1,19 @@
 """What one rank finds wrong, all ranks know before any of them writes."""
 
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from negdiag_param._callers import is_broadcasting
 from negdiag_param._maths.feasible import Verdict
 from negdiag_param._ranks.dtensor import is_sharded
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class Finding(NamedTuple):
@@ -42,24 +49,56 @@ def agreed(verdict: Verdict, fails: bool, weight: Tensor) -> Finding:
     return Finding(together, None if failed == -torch.inf else int(-failed))
 
 
+@contextmanager
+def together(tensors: Iterable[Tensor], name: str) -> Iterator[None]:
+    """Raises on all ranks that share ``tensors`` what the block raises on one of them.
+
+    One small collective for each dimension of their meshes; none if all are plain.
+
+    Raises:
+        Exception: what the block raised.
+        ValueError: where it raised nothing but did on another rank, naming that.
+    """
+    reason = None
+    try:
+        yield
+    except Exception as error:
+        reason = error
+    said: dict[int, str] = {}
+    for group in dict.fromkeys(chain.from_iterable(map(_sharing, tensors))):
+        import torch.distributed as dist
+
+        mine = said if reason is None else {dist.get_rank(): f"{type(reason).__name__}: {reason}"}
+        everybodys: list[dict[int, str]] = [{}] * dist.get_world_size(group)
+        dist.all_gather_object(everybodys, said | mine, group=group)
+        said = {rank: text for one in everybodys for rank, text in one.items()}
+    if reason is not None:
+        raise reason
+    if said:
+        rank = min(said)
+        raise ValueError(f"{name}: expected all ranks to go on, rank {rank} cannot: {said[rank]}")
+
+
 def shared(value: object, original: Tensor) -> object:
     """``value``, or that of another rank which shares ``original`` where this one has none.
 
     ``broadcast_from_rank0`` leaves an entry that is not the model's own to the first rank only.
     """
-    if not is_sharded(original) or original.device_mesh.get_coordinate() is None:
-        return value
-    import torch.distributed as dist
+    for group in _sharing(original):
+        import torch.distributed as dist
 
-    mesh = original.device_mesh
-    for dim in range(mesh.ndim):
-        group = mesh.get_group(dim)
-        flag = torch.tensor([value is not None], device=original.to_local().device)
-        flags = [torch.empty_like(flag) for _ in range(mesh.size(dim))]
-        dist.all_gather(flags, flag, group=group)
-        having = [i for i, found in enumerate(flags) if found]
-        if 0 < len(having) < len(flags):
+        flags = [False] * dist.get_world_size(group)
+        dist.all_gather_object(flags, value is not None, group=group)
+        if any(flags) and not all(flags):
             parcel = [value]
-            dist.broadcast_object_list(parcel, group=group, group_src=having[0])
+            dist.broadcast_object_list(parcel, group=group, group_src=flags.index(True))
             value = parcel[0]
     return value
+
+
+def _sharing(original: Tensor) -> "list[ProcessGroup | None]":
+    """The groups whose ranks all come here together: the mesh's, or all ranks where they load."""
+    if not is_sharded(original):
+        return [None] if is_broadcasting() else []
+    mesh = original.device_mesh
+    return [] if mesh.get_coordinate() is None else [*mesh.get_all_groups()]

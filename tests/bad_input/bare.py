@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from negdiag_param import NegativeDiagonal, NegExpDiagonal, NegSoftplusDiagonal, SignFlipDiagonal
+from negdiag_param import NegExpDiagonal
 from tests.bad_input.checkpoints import MARK, MARKS, OTHERS, loading, written_by
-from tests.bad_input.options import UNFIT
+from tests.bad_input.options import CLASSES, UNFIT
 from tests.bad_input.table import (
     FLOATING,
     MATRIX,
@@ -21,14 +21,9 @@ from tests.bad_input.table import (
     holding,
     quietly,
 )
-from tests.support.modules import NegSquareDiagonal, linear
+from tests.support.modules import linear
+from tests.support.tables import BUILT_IN
 
-CLASSES: dict[str, type[NegativeDiagonal]] = {
-    "NegExpDiagonal": NegExpDiagonal,
-    "NegSoftplusDiagonal": NegSoftplusDiagonal,
-    "SignFlipDiagonal": SignFlipDiagonal,
-    "NegativeDiagonal": NegSquareDiagonal,
-}
 LAZY = "expected an initialized tensor, got UninitializedParameter; run the lazy module once first"
 FINITE = f"a finite diagonal, got 3 of 3 entries NaN or infinite; got {MATRIX}"
 # What has no diagonal, and what is said of it.
@@ -80,12 +75,18 @@ def calling(name: str, call: str, bad: Any, message: str) -> Bad:
     return Bad(CLASSES[name], lambda made: getattr(made, call)(bad), TypeError, message)
 
 
+def asked_of(name: str, table: dict[str, Any]) -> list[tuple[str, Any]]:
+    """All of a table for a ready class and for a user's; some of it for those that are alike."""
+    everything = name in ("NegExpDiagonal", "NegativeDiagonal")
+    return [row for row in table.items() if everything or row[0] in ("lists", "sparse", "integers")]
+
+
 ROWS: Table = {}
 for name, cls in CLASSES.items():
     for call in ("forward", "right_inverse", "entries"):
-        for label, (bad, message) in NO_WEIGHT.items():
+        for label, (bad, message) in asked_of(name, NO_WEIGHT):
             ROWS[f"{name}.{call}: {label}"] = calling(name, call, bad, f"weight: {message}")
-        for label, (bad, found) in NO_FLOATS.items():
+        for label, (bad, found) in asked_of(name, NO_FLOATS):
             message = f"weight: expected {FLOATING}, got {found}"
             ROWS[f"{name}.{call}: {label}"] = calling(name, call, bad, message)
     for label, (weight, options, message) in BAD_WEIGHTS.items():
@@ -102,11 +103,11 @@ for name, cls in CLASSES.items():
             error,
             f"{POLICY}{found}",
         )
-for name in ("NegExpDiagonal", "NegSoftplusDiagonal", "SignFlipDiagonal"):
+for name in [cls.__name__ for cls in BUILT_IN.values()]:
     for call in ("map", "inverse"):
-        for label, (bad, message) in NO_WEIGHT.items():
+        for label, (bad, message) in asked_of(name, NO_WEIGHT):
             ROWS[f"{name}.{call}: {label}"] = calling(name, call, bad, message)
-        for label, (bad, _) in NO_FLOATS.items():
+        for label, (bad, _) in asked_of(name, NO_FLOATS):
             message = f"expected {FLOATING}, got {bad.dtype}"
             ROWS[f"{name}.{call}: {label}"] = calling(name, call, bad, message)
 for label, (mark, message) in MARKS.items():

@@ -18,7 +18,7 @@ from tests.bad_input.table import (
     Table,
     registered,
 )
-from tests.support.modules import LearnedScale, NegSquareDiagonal, linear
+from tests.support.modules import LearnedScale, OwnSquareDiagonal, linear
 from tests.support.tables import neg_softplus_transform
 
 ORIGINAL = "parametrizations.weight.original"
@@ -75,7 +75,7 @@ def scaled(scale: float) -> NegativeDiagonal:
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "another map": ({"map": "softplus"}, "softplus(margin=0.0)"),
     "a third map": ({"map": "sign_flip"}, "sign_flip(margin=0.0)"),
-    "a user's map": ({"map": NegSquareDiagonal}, "NegSquareDiagonal(margin=0.0) with ..."),
+    "a user's map": ({"map": OwnSquareDiagonal}, "OwnSquareDiagonal(margin=0.0) with ..."),
     "a user's map that learns": ({"map": LearnedScale}, "LearnedScale(margin=0.0)"),
     "a transform": (
         {"map": neg_softplus_transform()},
@@ -157,7 +157,7 @@ def _both_ways(label: str, changes: dict[str, Any], message: str) -> Table:
 def _assigned(changes: dict[str, Any], message: str) -> Bad:
     # Without a bias, which would be assigned.
     return Bad(
-        lambda: register_negative_diagonal(nn.Linear(3, 3, bias=False)),
+        lambda: register_negative_diagonal(nn.Linear(3, 3, bias=False), map="exp"),
         loading(changes, assign=True),
         RuntimeError,
         f"{ERRORS}{message}",

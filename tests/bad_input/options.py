@@ -6,15 +6,14 @@ from typing import Any
 import torch
 
 from negdiag_param import (
-    NegativeDiagonal,
     NegExpDiagonal,
+    NegSmoothAbsDiagonal,
     NegSoftplusDiagonal,
-    SignFlipDiagonal,
     register_negative_diagonal,
 )
 from tests.bad_input.table import MATRIX, Bad, Table
-from tests.support.modules import NegSquareDiagonal, linear
-from tests.support.tables import neg_softplus_transform
+from tests.support.modules import OwnSquareDiagonal, linear
+from tests.support.tables import BUILT_IN, neg_softplus_transform
 
 NUMBER = "margin: expected a number, got "
 RANGE = "margin: expected a finite number that is not negative, got "
@@ -22,6 +21,8 @@ DIMS = "dims: expected a tuple of two integers or (), got "
 TAPS = "taps: expected one of ('all', 'center'), got "
 BLOCKS = "blocks: expected an integer, got "
 POLICY = "infeasible: expected one of ('warn', 'reflect', 'error'), got "
+REST = "rest: expected a number "
+BELOW = "rest: expected a finite number below -0.0, got "
 CACHE = "cache_in_eval: expected True or False, got "
 
 OPTIONS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
@@ -63,24 +64,36 @@ OPTIONS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "a cache of text": ({"cache_in_eval": "no"}, TypeError, CACHE + "'no'"),
     "a cache of one": ({"cache_in_eval": 1}, TypeError, CACHE + "1"),
     "no cache": ({"cache_in_eval": None}, TypeError, CACHE + "None"),
-    "an unknown option": (
-        {"margins": 0.1},
-        TypeError,
-        "...__init__() got an unexpected keyword argument 'margins'",
-    ),
+    "a rest of text": ({"rest": "-1"}, TypeError, REST + "or None, got str"),
+    "a true rest": ({"rest": True}, TypeError, REST + "or None, got bool"),
+    "a NaN rest": ({"rest": math.nan}, ValueError, BELOW + "nan"),
+    "a rest at infinity": ({"rest": -math.inf}, ValueError, BELOW + "-inf"),
+    "a rest at zero": ({"rest": 0.0}, ValueError, BELOW + "0.0"),
+    "a rest beyond all floats": ({"rest": -(10**400)}, ValueError, BELOW + "-1000..."),
 }
 MAPS: dict[str, Any] = {
     "a name": "softplus",
-    "a class": NegSquareDiagonal,
+    "a class": OwnSquareDiagonal,
     "an instance": NegExpDiagonal(),
     "a transform": neg_softplus_transform(),
 }
-CLASSES: dict[str, type[NegativeDiagonal]] = {
-    "NegExpDiagonal": NegExpDiagonal,
-    "NegSoftplusDiagonal": NegSoftplusDiagonal,
-    "SignFlipDiagonal": SignFlipDiagonal,
-    "NegativeDiagonal": NegSquareDiagonal,
+CLASSES = {
+    **{cls.__name__: cls for cls in BUILT_IN.values()},
+    "NegativeDiagonal": OwnSquareDiagonal,
 }
+# Of the maps that have a constant.
+CONSTANTS = {
+    "text": ("1", TypeError, "a number, got str"),
+    "none": (None, TypeError, "a number, got NoneType"),
+    "true": (True, TypeError, "a number, got bool"),
+    "zero": (0.0, ValueError, "a number between 1e-6 and 1e6, got 0.0"),
+    "negative": (-1.0, ValueError, "a number between 1e-6 and 1e6, got -1.0"),
+    "NaN": (math.nan, ValueError, "a number between 1e-6 and 1e6, got nan"),
+    "huge": (10**400, ValueError, "a number between 1e-6 and 1e6, got 1000..."),
+}
+HAVE_ONE = {"beta": NegSoftplusDiagonal, "delta": NegSmoothAbsDiagonal}
+UNKNOWN = {"a misspelt option": "margins", "the constant of another map": "beta"}
+KNOWN = "margin, dims, taps, blocks, infeasible, cache_in_eval, rest"
 # What is fit in itself, but not for a Linear(3, 3).
 UNFIT: dict[str, tuple[dict[str, Any], str]] = {
     "dims out of range": ({"dims": (0, 2)}, "dims within 2 dimensions, got dims=(0, 2)"),
@@ -127,6 +140,40 @@ def _at_every_door() -> Table:
 
 ROWS: Table = {
     **_at_every_door(),
+    **{
+        f"{cls.__name__}: a {name} that is {label}": Bad(
+            linear,
+            lambda _, cls=cls, given={name: value}: cls(**given),
+            error,
+            f"{name}: expected {message}",
+        )
+        for name, cls in HAVE_ONE.items()
+        for label, (value, error, message) in CONSTANTS.items()
+    },
+    **{
+        f"register_negative_diagonal: {label}": Bad(
+            linear,
+            lambda module, given={name: 0.1}: register_negative_diagonal(
+                module, map="exp", **given
+            ),
+            TypeError,
+            f"{name}: expected an option of NegExpDiagonal, which are {KNOWN}, got {name}=0.1",
+        )
+        for label, name in UNKNOWN.items()
+    },
+    "NegExpDiagonal: a misspelt option": Bad(
+        linear,
+        lambda _: NegExpDiagonal(margins=0.1),
+        TypeError,
+        "...__init__() got an unexpected keyword argument 'margins'",
+    ),
+    "register_negative_diagonal: a rest beside a user's map": Bad(
+        linear,
+        lambda module: register_negative_diagonal(module, map=OwnSquareDiagonal, rest=-1.0),
+        ValueError,
+        "rest: expected one of the ready maps beside it, got OwnSquareDiagonal; let the map itself "
+        "put 0 where the originals shall rest",
+    ),
     **{
         f"register_negative_diagonal: {label}": Bad(
             linear,

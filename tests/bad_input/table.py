@@ -48,7 +48,7 @@ def holding(tensor: Tensor) -> nn.Module:
 
 
 def registered(**options: Any) -> nn.Module:
-    return register_negative_diagonal(linear(-2.0), **options)
+    return register_negative_diagonal(linear(-2.0), **{"map": "exp", **options})
 
 
 ONES = torch.ones(3, 3)

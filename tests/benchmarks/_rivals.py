@@ -7,7 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from negdiag_param import NegExpDiagonal, NegSoftplusDiagonal, SignFlipDiagonal
+from negdiag_param import (
+    NegExpDiagonal,
+    NegSmoothAbsDiagonal,
+    NegSoftplusDiagonal,
+    NegSquareDiagonal,
+    SignFlipDiagonal,
+)
 
 Constrain = Callable[[Tensor], Tensor]
 
@@ -45,8 +51,10 @@ def clamp_(weight: Tensor) -> None:
 
 
 MAPS: dict[str, type[nn.Module]] = {
+    "smooth_abs": NegSmoothAbsDiagonal,
     "exp": NegExpDiagonal,
     "softplus": NegSoftplusDiagonal,
+    "square": NegSquareDiagonal,
     "sign_flip": SignFlipDiagonal,
 }
 FORUM = "clone, then copy to the diagonal"

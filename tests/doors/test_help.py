@@ -7,10 +7,16 @@ import re
 import pytest
 from torch import nn
 
-from negdiag_param import NegativeDiagonal, register_negative_diagonal
+from negdiag_param import (
+    NegativeDiagonal,
+    NegSmoothAbsDiagonal,
+    NegSoftplusDiagonal,
+    register_negative_diagonal,
+)
 from tests.support.tables import BUILT_IN
 
-OPTIONS = ["margin", "dims", "taps", "blocks", "infeasible", "cache_in_eval"]
+OPTIONS = ["margin", "dims", "taps", "blocks", "infeasible", "cache_in_eval", "rest"]
+CONSTANTS = {NegSoftplusDiagonal: ["beta"], NegSmoothAbsDiagonal: ["delta"]}
 
 
 def is_function(value: object) -> bool:
@@ -47,7 +53,8 @@ def test_the_options_are_shown_by_name():
     parameters = inspect.signature(register_negative_diagonal).parameters
     assert list(parameters) == ["module", "tensor_name", "map", *OPTIONS]
     for cls in BUILT_IN.values():
-        assert list(inspect.signature(cls).parameters) == OPTIONS
+        names = list(inspect.signature(cls).parameters)
+        assert names == [*OPTIONS, *CONSTANTS.get(cls, [])]
 
 
 def test_an_unknown_option_is_refused():

@@ -14,7 +14,7 @@ from negdiag_param import (
     plain_state_dict,
     register_negative_diagonal,
 )
-from tests.support.modules import LearnedScale, NegSquareDiagonal
+from tests.support.modules import LearnedScale, OwnSquareDiagonal
 from tests.support.tables import MAPS
 
 MARK = "parametrizations.weight.0._extra_state"
@@ -68,7 +68,7 @@ PAIRS = {
     "long": (powers(1.0), powers(2.0)),
     "argument": (Scaled(1.0), Scaled(2.0)),
     "margin": (NegExpDiagonal(0.1), NegExpDiagonal(0.2)),
-    "class": (NegSquareDiagonal(), Scaled(1.0)),
+    "class": (OwnSquareDiagonal(), Scaled(1.0)),
 }
 
 
@@ -103,7 +103,7 @@ def test_other_dims_are_refused(mine, theirs):
     def bilinear(dims):
         return register_negative_diagonal(nn.Bilinear(3, 3, 3), dims=dims)
 
-    with pytest.raises(RuntimeError, match="expected a checkpoint of exp"):
+    with pytest.raises(RuntimeError, match="expected a checkpoint of smooth_abs"):
         bilinear(mine).load_state_dict(bilinear(theirs).state_dict())
     bilinear(mine).load_state_dict(bilinear(tuple(d - 3 for d in mine)).state_dict())
 

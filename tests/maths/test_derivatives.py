@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from negdiag_param import NegativeDiagonal, register_negative_diagonal
-from tests.support.modules import NegSquareDiagonal
-from tests.support.tables import BUILT_IN, every_map, every_margin
+from tests.support.modules import OwnSquareDiagonal
+from tests.support.tables import VARIANTS, every_map, every_margin
 
 SHAPES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "square": ((3, 3), {}),
@@ -62,14 +62,14 @@ def test_every_map_has_all_derivatives(map, margin):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_every_shape_has_all_derivatives(name, shape):
     size, options = SHAPES[shape]
-    assert_derivatives(BUILT_IN[name](0.1, **options), size)
+    assert_derivatives(VARIANTS[name](0.1, **options), size)
 
 
 def test_a_learnable_map_gets_its_gradient():
-    class Scaled(NegSquareDiagonal):
+    class Scaled(OwnSquareDiagonal):
         def __init__(self) -> None:
             super().__init__()
             self.scale = nn.Parameter(torch.ones(()))
@@ -82,11 +82,11 @@ def test_a_learnable_map_gets_its_gradient():
     assert parametrization.scale.grad is not None
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_all_orders_are_finite_where_the_value_overflows(name):
     for x in (-200.0, 39.0, 88.7, 89.0, 200.0, 1e30):
         original = torch.full((1, 1), x, requires_grad=True)
-        for function in (BUILT_IN[name](), lambda o: torch.func.vmap(BUILT_IN[name]())(o[None])):
+        for function in (VARIANTS[name](), lambda o: torch.func.vmap(VARIANTS[name]())(o[None])):
             derivative = function(original).sum()
             for _ in range(3):
                 if not derivative.requires_grad:

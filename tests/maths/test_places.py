@@ -11,7 +11,7 @@ from torch import Tensor
 
 from negdiag_param import NegativeDiagonal
 from tests.support.asserts import bits
-from tests.support.tables import BUILT_IN, DTYPES, every_dtype
+from tests.support.tables import CONSTANTS, DTYPES, VARIANTS, every_dtype
 
 MARGINS_HERE = (0.0, 0.7)
 LENGTHS = (1, 3, 7, 8, 17, 33)
@@ -32,7 +32,7 @@ def applied(parametrization: NegativeDiagonal, x: Tensor) -> dict[str, Tensor]:
 
 def dependent(name: str, margin: float, dtype: torch.dtype) -> set[tuple[str, int]]:
     """What differs in a slice from the same slice of the whole, and in slices of which length."""
-    parametrization = BUILT_IN[name](margin, dims=(), infeasible="error")
+    parametrization = VARIANTS[name](margin, dims=(), infeasible="error")
     generator = torch.Generator().manual_seed(0)
     x = (6 * torch.randn(300, generator=generator, dtype=torch.float64)).to(dtype)
     whole = applied(parametrization, x)
@@ -48,7 +48,7 @@ def dependent(name: str, margin: float, dtype: torch.dtype) -> set[tuple[str, in
 
 @every_dtype
 @pytest.mark.parametrize("margin", MARGINS_HERE)
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_an_entry_has_the_same_value_at_every_place(name, margin, dtype):
     assert not dependent(name, margin, dtype)
 
@@ -95,7 +95,7 @@ def test_so_at_every_level_of_vectorization(runs, level):
 def main() -> None:
     torch.set_num_threads(1)
     print(torch.backends.cpu.get_cpu_capability())
-    for name in BUILT_IN:
+    for name in CONSTANTS:
         for margin in MARGINS_HERE:
             for dtype in DTYPES:
                 found = dependent(name, margin, dtype)

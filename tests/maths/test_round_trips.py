@@ -12,8 +12,8 @@ from tests.support.asserts import (
     distance_in_eps,
 )
 from tests.support.tables import (
-    BUILT_IN,
     CLASSES,
+    CONSTANTS,
     MARGINS,
     every_dtype,
     every_margin,
@@ -33,13 +33,13 @@ def round_away(value: float, dtype: torch.dtype) -> Tensor:
 
 
 @every_dtype
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", CONSTANTS)
 def test_initialisation_is_exact(name, dtype):
     eps = {torch.float32: 100, torch.float64: 300}.get(dtype, 40)
     span = {torch.float16: 3, torch.bfloat16: 30, torch.float32: 30, torch.float64: 100}[dtype]
     diagonal = -torch.logspace(-span, span, 101, dtype=torch.float64).to(dtype)
     weight = with_diagonal(diagonal)
-    parametrization = BUILT_IN[name]()
+    parametrization = CONSTANTS[name]()
     found = parametrization(parametrization.right_inverse(weight))
     assert_only_diagonal_differs(found, weight, matrix)
     assert distance_in_eps(found.diagonal(), diagonal) <= (0 if name == "sign_flip" else eps)
@@ -47,9 +47,9 @@ def test_initialisation_is_exact(name, dtype):
 
 @every_dtype
 @every_margin
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", CONSTANTS)
 def test_every_value_it_gives_can_be_assigned(name, margin, dtype):
-    parametrization = BUILT_IN[name](margin, infeasible="error")
+    parametrization = CONSTANTS[name](margin, infeasible="error")
     weight = parametrization(with_diagonal(extremes(dtype)))
     found = parametrization(parametrization.right_inverse(weight))
     # Half an eps of the stored logarithm, which reaches 709 in float64 and 88 elsewhere.
@@ -60,9 +60,9 @@ def test_every_value_it_gives_can_be_assigned(name, margin, dtype):
 
 @every_dtype
 @pytest.mark.parametrize("margin", [margin for margin in MARGINS if margin])
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", CONSTANTS)
 def test_the_boundary_itself_is_feasible(name, margin, dtype):
-    parametrization = BUILT_IN[name](margin, infeasible="error")
+    parametrization = CONSTANTS[name](margin, infeasible="error")
     bound = -round_away(margin, dtype)
     weight = bound.expand(2, 2).contiguous()
     assert_same_bits(parametrization(parametrization.right_inverse(weight)), weight)

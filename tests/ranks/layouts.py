@@ -1,5 +1,6 @@
 """Meshes, placements and shards, and what it means that a shard of the result is the result."""
 
+import functools
 import itertools
 from collections.abc import Iterator
 
@@ -14,14 +15,16 @@ from torch.distributed.tensor.placement_types import Placement
 from negdiag_param import (
     NegativeDiagonal,
     NegExpDiagonal,
+    NegSmoothAbsDiagonal,
     NegSoftplusDiagonal,
+    NegSquareDiagonal,
     SignFlipDiagonal,
 )
 
 Placements = tuple[Placement, ...]
 
 
-class NegSquareDiagonal(NegativeDiagonal):
+class OwnSquareDiagonal(NegativeDiagonal):
     """A user's map, which comes without a slope."""
 
     def map(self, x: Tensor) -> Tensor:
@@ -31,10 +34,17 @@ class NegSquareDiagonal(NegativeDiagonal):
         return (-d - 1e-3).clamp(min=0).sqrt()
 
 
-BUILT_IN = (NegExpDiagonal, NegSoftplusDiagonal, SignFlipDiagonal)
-CLASSES = (*BUILT_IN, NegSquareDiagonal)
+BUILT_IN = (
+    NegSmoothAbsDiagonal,
+    NegExpDiagonal,
+    NegSoftplusDiagonal,
+    NegSquareDiagonal,
+    SignFlipDiagonal,
+)
+CLASSES = (*BUILT_IN, OwnSquareDiagonal)
 
 
+@functools.cache
 def mesh() -> DeviceMesh:
     """All ranks in one line, or four of them in a square."""
     ranks = dist.get_world_size()
@@ -42,9 +52,10 @@ def mesh() -> DeviceMesh:
 
 
 def layouts(mesh: DeviceMesh, ndim: int) -> Iterator[Placements]:
-    each = [Replicate(), *(Shard(dim) for dim in range(ndim))]
+    # A mesh of two dimensions is for what one cannot show, and one dimension of a kernel does.
+    dims = range(ndim if mesh.ndim == 1 else min(ndim, 3))
+    each = [Replicate(), *map(Shard, dims)]
     for placements in itertools.product(each, repeat=mesh.ndim):
-        # A mesh of two dimensions is for what one cannot show.
         if mesh.ndim == 1 or Replicate() not in placements:
             yield placements
 

@@ -1,5 +1,6 @@
 """Models that are the same on every rank, their training and their weights."""
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -40,6 +41,7 @@ def shard(model: nn.Sequential, **options: object) -> nn.Sequential:
     return model
 
 
+@functools.cache
 def world() -> DeviceMesh:
     return init_device_mesh("cpu", (dist.get_world_size(),))
 

@@ -1,7 +1,6 @@
 """Distributed checkpoints: written on two ranks, read on three and by a single process."""
 
 import copy
-import dataclasses
 import warnings
 from pathlib import Path
 
@@ -18,12 +17,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor.parallel import parallelize_module
 
 from negdiag_param import plain_state_dict, register_negative_diagonal
 from tests.ranks.harness import CLOCK, Groups, on
 from tests.ranks.models import (
-    PLAN,
     assert_weights,
     make,
     registered,
@@ -31,7 +28,6 @@ from tests.ranks.models import (
     train_with,
     weights,
     whole,
-    world,
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(CLOCK)]
@@ -128,37 +124,6 @@ def test_checkpoint_of_a_stock_model_is_read(folder: Path) -> None:
     dcp.load(states, checkpoint_id=folder / "stock")
     model.load_state_dict(states["model"])
     assert_weights(model, weights(registered()), 1e-6)
-
-
-@pytest.mark.parametrize("strict", [True, False])
-@pytest.mark.parametrize("kind", ["fsdp2", "tensor parallel"])
-@on(3)
-def test_plain_checkpoint_of_the_first_rank_is_read_by_all(
-    folder: Path, kind: str, strict: bool
-) -> None:
-    plain = torch.load(folder / "full.pt")["plain"]
-    if kind == "fsdp2":
-        model = scrambled()
-    else:
-        model = parallelize_module(make(), world(), PLAN)
-        register_negative_diagonal(model, "*.weight")
-    given = copy.copy(plain) if dist.get_rank() == 0 else {}
-    options = dataclasses.replace(BROADCAST, strict=strict)
-    set_model_state_dict(model, given, options=options)
-    assert_weights(model, [plain["0.weight"], plain["2.weight"]], 1e-6)
-    for layer in (0, 2):
-        assert whole(model[layer].bias).equal(plain[f"{layer}.bias"])
-
-
-@on(3)
-def test_a_bad_plain_checkpoint_of_the_first_rank_is_refused_by_all(folder: Path) -> None:
-    plain, model = torch.load(folder / "full.pt")["plain"], scrambled()
-    before = weights(model)
-    plain["2.weight"][0, 0] = torch.nan
-    given = plain if dist.get_rank() == 0 else {}
-    with pytest.raises(RuntimeError, match=r"2\.weight: expected a finite diagonal"):
-        set_model_state_dict(model, given, options=BROADCAST)
-    assert torch.equal(whole(model[2].weight), before[1])
 
 
 @on(3)

@@ -5,8 +5,10 @@ from functools import partial
 import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed._composable import replicate
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from negdiag_param import (
@@ -88,6 +90,23 @@ def test_replicas_stay_in_step_after(name: str, wrap: str) -> None:
         copies = [torch.empty_like(parameter) for _ in range(dist.get_world_size())]
         dist.all_gather(copies, parameter.detach())
         assert all(torch.equal(copy, copies[0]) for copy in copies)
+
+
+@on(2)
+def test_communicates_as_without() -> None:
+    def sent(model: nn.Module) -> list[torch.Size]:
+        """What a step reduces, bucket by bucket; DDP's collectives are below what counts others."""
+        replicas, buckets = DistributedDataParallel(model), []
+
+        def note(group: dist.ProcessGroup, bucket: dist.GradBucket) -> Future[Tensor]:
+            buckets.append(bucket.buffer().shape)
+            return allreduce_hook(group, bucket)
+
+        replicas.register_comm_hook(dist.group.WORLD, note)
+        train(replicas, split=True, steps=2)
+        return buckets
+
+    assert sent(registered()) == sent(make()) != []
 
 
 @on(2)

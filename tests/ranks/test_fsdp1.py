@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.nn.utils import parametrize
 
 from negdiag_param import (
     init_,
@@ -13,7 +14,7 @@ from negdiag_param import (
     remove_negative_diagonal,
 )
 from tests.ranks.harness import CLOCK, on
-from tests.ranks.models import make, registered, train
+from tests.ranks.models import N, make, registered, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(CLOCK)]
 
@@ -69,3 +70,28 @@ def test_a_later_registration_is_refused() -> None:
     with pytest.raises(ValueError, match="FullyShardedDataParallel manages"):
         register_negative_diagonal(model, "0.weight")
     train(model, split=True, steps=2)
+
+
+class Same(nn.Module):
+    """A parametrization as PyTorch has it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 0
+
+
+@pytest.mark.parametrize("ours", [True, False])
+@on(2)
+def test_what_is_compiled_anew_after_a_backward_pass_fails_as_any_parametrization(
+    ours: bool,
+) -> None:
+    torch._dynamo.reset()
+    layer = nn.Linear(N, N)
+    if ours:
+        register_negative_diagonal(layer)
+    else:
+        parametrize.register_parametrization(layer, "weight", Same())
+    layer.compile(backend="eager")
+    model = wrapped(nn.Sequential(layer), True)
+    train(model, split=True, steps=2)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="attempting to assign a gradient"):
+        model(torch.ones(2, N))

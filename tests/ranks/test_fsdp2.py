@@ -12,7 +12,6 @@ from negdiag_param import register_negative_diagonal, remove_negative_diagonal
 from tests.ranks.harness import CLOCK, on
 from tests.ranks.models import (
     MAPS,
-    assert_communicates_as_without,
     assert_trained_alike,
     make,
     registered,
@@ -43,16 +42,11 @@ def test_trains_in_mixed_precision(map: str) -> None:
     model = sharded(map=map, mp_policy=policy)
     model[0].register_forward_pre_hook(lambda layer, _: seen.append(layer.weight))
     before = train(model, split=True, steps=1)
-    after = train(model, split=True, steps=40)
-    assert len(seen) == 41
+    after = train(model, split=True, steps=15)
+    assert len(seen) == 16
     assert all(w.dtype == torch.bfloat16 and w.detach().diagonal().max() < 0 for w in seen)
     assert after < before
     assert all(w.diagonal().max() < 0 for w in weights(model))
-
-
-@on(2)
-def test_communicates_as_without() -> None:
-    assert_communicates_as_without(sharded, split=True)
 
 
 @pytest.mark.parametrize("cached", [contextlib.nullcontext, parametrize.cached])

@@ -3,17 +3,16 @@
 import pytest
 import torch
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Shard
 from torch.distributed.tensor.parallel import parallelize_module
 
 from negdiag_param import init_, register_negative_diagonal
 from tests.ranks.harness import CLOCK, on
+from tests.ranks.kinds import mesh
 from tests.ranks.models import (
     EVEN,
     MAPS,
     PLAN,
-    assert_communicates_as_without,
     assert_same_diagonals,
     assert_same_weights,
     assert_trained_alike,
@@ -26,16 +25,11 @@ from tests.ranks.models import (
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(CLOCK)]
 
 
-def grid() -> DeviceMesh:
-    return init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
-
-
-def sharded_twice(with_diagonal: bool = True, map: str = "exp") -> nn.Sequential:
-    mesh = grid()
-    model = parallelize_module(make(EVEN), mesh["tp"], PLAN)
-    if with_diagonal:
-        register_negative_diagonal(model, "*.weight", map=map)
-    return shard(model, mesh=mesh["dp"])
+def sharded_twice(map: str = "exp") -> nn.Sequential:
+    grid = mesh("dp", "tp")
+    model = parallelize_module(make(EVEN), grid["tp"], PLAN)
+    register_negative_diagonal(model, "*.weight", map=map)
+    return shard(model, mesh=grid["dp"])
 
 
 @pytest.mark.parametrize("map", MAPS)
@@ -43,16 +37,11 @@ def sharded_twice(with_diagonal: bool = True, map: str = "exp") -> nn.Sequential
 def test_trains_as_one_process(map: str) -> None:
     alone, model = registered(map, EVEN), sharded_twice(map=map)
     train(alone, split=False)
-    train(model, split=grid()["dp"])
+    train(model, split=mesh("dp", "tp")["dp"])
     assert_trained_alike(model, alone)
     # Tensor parallelism and FSDP2 both cut the rows of the first layer.
     assert "_StridedShard" in repr(model[0].weight.placements)
     assert model[2].weight.placements == (Shard(0), Shard(1))
-
-
-@on(4)
-def test_communicates_as_without() -> None:
-    assert_communicates_as_without(sharded_twice, split=grid()["dp"])
 
 
 @on(4)

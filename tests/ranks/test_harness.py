@@ -101,4 +101,4 @@ def test_what_is_stuck_ends_and_says_where(
 
 
 def test_work_is_not_taken_for_waiting(groups: Groups) -> None:
-    assert not groups.failure(works, 2, Limits(patience=0.5), seconds=2.0)
+    assert not groups.failure(works, 2, Limits(patience=2), seconds=3.0)

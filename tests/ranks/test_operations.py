@@ -65,7 +65,7 @@ def test_layers_have_parity(shape: tuple[int, ...], blocks: int) -> None:
         assert sharded.weight.full_tensor().equal(alone.weight)
 
 
-@on(3)
+@on(2)
 def test_shards_compile_in_one_graph() -> None:
     where = mesh()
     x = shard(torch.randn(9, 4), where, along(0, where))

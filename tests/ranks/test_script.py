@@ -2,50 +2,48 @@
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch.distributed.run import main as torchrun
 
-import negdiag_param
-from tests.ranks.harness import CLOCK
+from tests.ranks.harness import CLOCK, forked
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(CLOCK)]
 
-PACKAGE = Path(negdiag_param.__file__).parent.parent
+SCRIPT = Path(__file__).with_name("train_fsdp2.py")
 
 
 def test_script_trains_and_resumes_on_another_number_of_ranks(tmp_path: Path) -> None:
-    first = torchrun(2, tmp_path / "checkpoint")
-    second = torchrun(1, tmp_path / "checkpoint", "--resume")
-    losses, largest = zip(*(map(float, found) for found in (first, second)), strict=True)
+    checkpoint, output = tmp_path / "checkpoint", tmp_path / "output"
+    first = results(output, "--nproc-per-node=2", SCRIPT, checkpoint)
+    second = results(output, "--nproc-per-node=3", SCRIPT, checkpoint, "--resume")
+    losses, largest = zip(first, second, strict=True)
     assert losses[1] < losses[0]
     assert max(largest) <= -0.1
 
 
-def torchrun(ranks: int, *arguments: object) -> tuple[str, str]:
-    script = Path(__file__).with_name("train_fsdp2.py")
-    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", script]
-    process = subprocess.Popen(
-        [sys.executable, *map(str, [*command, *arguments])],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={
-            **os.environ,
-            "GLOO_SOCKET_IFNAME": "lo",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(PACKAGE),  # the package under test, wherever another is installed
-        },
-    )
+def results(output: Path, *arguments: object) -> list[float]:
+    """What ``torchrun`` with these arguments prints: the loss and the largest diagonal entry."""
+    process = forked(run, [*map(str, arguments)], output)
+    process.start()
     try:
         # A collective that never comes ends with gloo's own timeout, half an hour.
-        output, errors = process.communicate()
-    except BaseException:
+        process.join()
+    finally:
         process.terminate()  # and so the ranks
-        process.communicate()
-        raise
-    assert process.returncode == 0, errors
-    (found,) = re.findall(r"loss (\S+), largest diagonal entry (\S+)", output)
-    return found
+        process.join()
+    assert process.exitcode == 0, output.read_text()
+    (found,) = re.findall(r"loss (\S+), largest diagonal entry (\S+)", output.read_text())
+    return [float(number) for number in found]
+
+
+def run(arguments: list[str], output: Path) -> None:
+    """The command line, except that ranks need not import PyTorch, nor contend for two cores."""
+    with output.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    torchrun(["--standalone", "--run-path", "--start-method=fork", *arguments])

@@ -27,7 +27,6 @@ from tests.ranks.models import (
     MAPS,
     PLAN,
     N,
-    assert_communicates_as_without,
     assert_same_diagonals,
     assert_same_weights,
     assert_trained_alike,
@@ -42,9 +41,9 @@ from tests.ranks.models import (
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(CLOCK)]
 
 
-def parallel(with_diagonal: bool = True, map: str = "exp") -> nn.Sequential:
+def parallel(map: str = "exp") -> nn.Sequential:
     model = parallelize_module(make(EVEN), world(), PLAN)
-    return register_negative_diagonal(model, "*.weight", map=map) if with_diagonal else model
+    return register_negative_diagonal(model, "*.weight", map=map)
 
 
 @pytest.mark.parametrize("map", MAPS)
@@ -55,11 +54,6 @@ def test_trains_as_one_process(map: str) -> None:
     train(alone, split=False)
     train(model, split=False)
     assert_trained_alike(model, alone)
-
-
-@on(2)
-def test_communicates_as_without() -> None:
-    assert_communicates_as_without(parallel, split=False)
 
 
 @on(2)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from negdiag_param import NegativeDiagonal, register_negative_diagonal, remove_negative_diagonal
 
 
-class NegSquareDiagonal(NegativeDiagonal):
+class OwnSquareDiagonal(NegativeDiagonal):
     """A user's map: only the map and its inverse."""
 
     def map(self, x: Tensor) -> Tensor:

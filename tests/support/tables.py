@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,8 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import AffineTransform, ComposeTransform, SoftplusTransform
 
-from negdiag_param import NegativeDiagonal, NegExpDiagonal, NegSoftplusDiagonal, SignFlipDiagonal
-from tests.support.modules import NegSquareDiagonal, Raw
+from negdiag_param import (
+    NegativeDiagonal,
+    NegExpDiagonal,
+    NegSmoothAbsDiagonal,
+    NegSoftplusDiagonal,
+    NegSquareDiagonal,
+    SignFlipDiagonal,
+)
+from tests.support.modules import OwnSquareDiagonal, Raw
 
 
 def neg_softplus_transform() -> ComposeTransform:
@@ -18,14 +26,26 @@ def neg_softplus_transform() -> ComposeTransform:
 
 
 BUILT_IN: dict[str, type[NegativeDiagonal]] = {
+    "smooth_abs": NegSmoothAbsDiagonal,
     "exp": NegExpDiagonal,
     "softplus": NegSoftplusDiagonal,
+    "square": NegSquareDiagonal,
     "sign_flip": SignFlipDiagonal,
 }
-CLASSES: dict[str, type[NegativeDiagonal]] = {**BUILT_IN, "subclass": NegSquareDiagonal}
+# The same with constants of their own, and resting elsewhere.
+CONSTANTS: dict[str, Callable[..., NegativeDiagonal]] = {
+    **BUILT_IN,
+    "softplus_beta": partial(NegSoftplusDiagonal, beta=10.0),
+    "smooth_abs_wide": partial(NegSmoothAbsDiagonal, delta=2.0),
+}
+RESTING: dict[str, Callable[..., NegativeDiagonal]] = {
+    f"{name}_rest": partial(cls, rest=-2.5) for name, cls in BUILT_IN.items()
+}
+VARIANTS = CONSTANTS | RESTING
+CLASSES: dict[str, type[NegativeDiagonal]] = {**BUILT_IN, "subclass": OwnSquareDiagonal}
 NAMED: dict[str, Any] = {name: name for name in BUILT_IN}
 MAPS: dict[str, Any] = NAMED | {
-    "subclass": NegSquareDiagonal,
+    "subclass": OwnSquareDiagonal,
     "transform": neg_softplus_transform(),
 }
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]

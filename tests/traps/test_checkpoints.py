@@ -36,7 +36,7 @@ def test_a_checkpoint_of_another_map_loads():
     other = naive(feasible(), NaiveSoftplus)
     other.load_state_dict(layer.state_dict())
     assert not other.weight.allclose(layer.weight)
-    exp = register_negative_diagonal(feasible())
+    exp = register_negative_diagonal(feasible(), map="exp")
     softplus = register_negative_diagonal(feasible(), map="softplus")
     before = softplus.weight.clone()
     with pytest.raises(RuntimeError, match=r"softplus.*exp"):

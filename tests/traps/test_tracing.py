@@ -66,7 +66,7 @@ def test_functional_call_needs_the_key_of_the_original():
     key = "parametrizations.weight.original"
     with pytest.raises(RuntimeError, match="rewrite the function being transformed"):
         gradient(naive(feasible()), "weight")
-    ours = register_negative_diagonal(feasible())
+    ours = register_negative_diagonal(feasible(), map="exp")
     before = ours.weight.clone()
     with pytest.raises(RuntimeError, match=key):
         gradient(ours, "weight")

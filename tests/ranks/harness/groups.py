@@ -18,10 +18,26 @@ from tests.ranks.harness.watch import POLL, Limits, Watch
 
 Check = Callable[..., None]
 ENOUGH = 10.0  # seconds for a process to end that is about to
-IMPORTED = ["pytest", "torch", "torch._dynamo", "torch.testing"] + [
-    f"torch.distributed.{name}"
-    for name in ("fsdp", "tensor.parallel", "tensor.debug", "checkpoint.state_dict")
+IMPORTED = ["pytest", "torch", "torch.testing"] + [
+    f"torch.{name}"
+    for name in (
+        "distributed.fsdp",
+        "distributed.tensor.parallel",
+        "distributed.tensor.debug",
+        "distributed.tensor.experimental",
+        "distributed.checkpoint.state_dict",
+        # What the first compilation would import, on every rank.
+        "_dynamo.backends.debugging",
+        "_inductor.lowering",
+    )
 ]
+
+
+def forked(target: Callable[..., None], *arguments: object) -> BaseProcess:
+    """A process to be forked from one that has imported PyTorch and does nothing else."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+    return context.Process(target=target, args=arguments)
 
 
 @dataclass
@@ -35,17 +51,13 @@ class Group:
     """A process group that is whole: it is given up with the first check that fails in it."""
 
     def __init__(self, count: int, folder: Path):
-        # Ranks are forked from a process that has imported PyTorch and does nothing else.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(IMPORTED)
         self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self.ranks: list[Rank] = []
         for rank in range(count):
-            pipe, theirs = context.Pipe()
+            pipe, theirs = multiprocessing.Pipe()
             stacks = folder / f"stacks-{rank}"
-            process = context.Process(
-                target=child.main, args=(rank, count, self.store.port, theirs, stacks), daemon=True
-            )
+            process = forked(child.main, rank, count, self.store.port, theirs, stacks)
+            process.daemon = True
             process.start()
             theirs.close()
             self.ranks.append(Rank(process, pipe, stacks))

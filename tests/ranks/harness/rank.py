@@ -25,6 +25,7 @@ def main(rank: int, ranks: int, port: int, pipe: Connection, stacks: Path) -> No
     """Answers an empty text for what went well: first for the start, then for every check."""
     with stacks.open("w") as file:
         faulthandler.enable(file)  # of SIGABRT too, with which the parent asks where we stand
+        gc.freeze()  # what was imported is nothing to look through again and again
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         threading.Thread(target=_end_with_the_parent, daemon=True).start()
         pipe.send(_outcome(_join, rank, ranks, port))
@@ -48,6 +49,10 @@ def _outcome(function, *arguments) -> str:
 
 
 def _join(rank: int, ranks: int, port: int) -> None:
+    # What torchrun says, for those who ask the environment.
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0"}
+    os.environ |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(ranks))
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "1"}
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
