@@ -103,6 +103,16 @@ def function_transforms_active(if_unknown: bool = True) -> bool:
         return if_unknown
 
 
+def is_exporting() -> bool:
+    """Whether an exporter traces.
+
+    The compiler of PyTorch before 2.12 takes the public function for true, and would trace the
+    form that is for exporters, whose gradients overflow.
+    """
+    flag = getattr(torch.compiler, "_is_exporting_flag", None)
+    return torch.compiler.is_exporting() if flag is None else flag
+
+
 def is_just_forward(module: nn.Module) -> bool:
     """Whether calling ``module`` is calling the ``forward`` of its class. If unknown: no, slower.
 

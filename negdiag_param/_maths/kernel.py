@@ -22,7 +22,7 @@ from negdiag_param._maths.strict import StrictMap
 
 def constrain(original: Tensor, diagonal: Diagonal, strict: StrictMap) -> Tensor:
     """A copy of ``original`` whose diagonal is mapped by ``strict``."""
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+    if _torch_private.is_exporting() or torch.jit.is_tracing():
         return diagonal.exported(original, strict.value)
     if not strict.has_slope or is_transformed(original):
         return diagonal.scattered(original, mapped(diagonal.view(original), strict))

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
+from negdiag_param import _torch_private
 from negdiag_param._maths.limits import Limits
 from negdiag_param._maths.scalar_map import ScalarMap, distance, minus_abs
 
@@ -29,7 +30,7 @@ class Softplus(ScalarMap):
 
     @override
     def value(self, x: Tensor, limits: Limits) -> Tensor:
-        if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+        if _torch_private.is_exporting() or torch.onnx.is_in_onnx_export():
             # ONNX has an exact softplus, but no log1p.
             value = F.softplus(x, self.beta, _STRAIGHT).neg()
         else:

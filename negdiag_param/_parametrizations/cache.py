@@ -115,7 +115,7 @@ def _can_be_watched(source: Tensor) -> bool:
 def _is_traced() -> bool:
     return (
         torch.jit.is_tracing()
-        or torch.compiler.is_exporting()
+        or _torch_private.is_exporting()
         or _torch_private.function_transforms_active()
     )
 
