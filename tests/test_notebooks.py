@@ -56,7 +56,8 @@ def test_a_picture_is_followed_by_what_to_see(path):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_a_run_shows_what_is_kept(path):
     kept, new = notebooks.read(path), notebooks.executed(path)
-    assert not list(notebooks.differences(kept, new))
+    found = list(notebooks.differences(kept, new))
+    assert not found
 
 
 def nothing(cell):
