@@ -69,6 +69,11 @@ def minus_abs(x: Tensor) -> Tensor:
     return torch.where(x > 0, -x, x)
 
 
+def distance_from_zero(x: Tensor) -> Tensor:
+    """``|x|``, quickly where no derivative is asked for, and with one at zero where it is."""
+    return -minus_abs(x) if x.requires_grad else x.abs()
+
+
 def slope_of_even(x: Tensor, steepness: Tensor) -> Tensor:
     """The slope at ``x`` of a map of ``-|x|`` that is ``steepness`` > 0 steep there."""
     return steepness.copysign(0.0 - x)  # which is 0.0, and not -0.0, at either zero

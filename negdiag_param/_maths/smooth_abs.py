@@ -7,7 +7,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from negdiag_param._maths.limits import Limits
-from negdiag_param._maths.scalar_map import ScalarMap, distance, minus_abs, slope_of_even
+from negdiag_param._maths.scalar_map import (
+    ScalarMap,
+    distance,
+    distance_from_zero,
+    minus_abs,
+    slope_of_even,
+)
 
 # What is left of the slope at x = 0, so that no entry ever gets stuck there.
 _LEAST = 0.01
@@ -36,7 +42,7 @@ class SmoothAbs(ScalarMap):
 
     @override
     def value(self, x: Tensor, limits: Limits) -> Tensor:
-        value = self._minus_distance(minus_abs(x))
+        value = self._minus_distance(distance_from_zero(x))
         return value - limits.margin if limits.margin else value
 
     @override
@@ -69,6 +75,5 @@ class SmoothAbs(ScalarMap):
         slope = slope_of_even(x, below.square_().reciprocal_().mul_(factor).add_(1.0))
         return (value.sub_(limits.margin) if limits.margin else value), slope
 
-    def _minus_distance(self, below: Tensor) -> Tensor:
-        a = -below
-        return (a + _LEAST * self.delta) / (below - self.delta) * a
+    def _minus_distance(self, a: Tensor) -> Tensor:
+        return (a + _LEAST * self.delta) / torch.rsub(a, -self.delta) * a

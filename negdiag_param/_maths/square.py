@@ -7,7 +7,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from negdiag_param._maths.limits import Limits
-from negdiag_param._maths.scalar_map import ScalarMap, distance, minus_abs, slope_of_even
+from negdiag_param._maths.scalar_map import (
+    ScalarMap,
+    distance,
+    distance_from_zero,
+    minus_abs,
+    slope_of_even,
+)
 
 # The slope at x = 0, so that no entry ever gets stuck there.
 _LEAST = 0.01
@@ -20,7 +26,7 @@ class Square(ScalarMap):
 
     @override
     def value(self, x: Tensor, limits: Limits) -> Tensor:
-        value = _minus_distance(minus_abs(x))
+        value = _minus_distance(distance_from_zero(x))
         return value - limits.margin if limits.margin else value
 
     @override
@@ -42,7 +48,7 @@ class Square(ScalarMap):
         below = minus_abs(x)
         beyond = (below + corner).clamp(max=0.0)
         line = (2.0 * corner + _LEAST) * (beyond - beyond.detach())
-        return _minus_distance(below.clamp(min=-corner)) + line
+        return _minus_distance(-below.clamp(min=-corner)) + line
 
     @override
     def value_and_slope(self, x: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
@@ -52,8 +58,8 @@ class Square(ScalarMap):
         return (value.sub_(limits.margin) if limits.margin else value), slope
 
 
-def _minus_distance(below: Tensor) -> Tensor:
-    return (below - _LEAST) * -below
+def _minus_distance(a: Tensor) -> Tensor:
+    return torch.rsub(a, -_LEAST) * a
 
 
 def _corner(limits: Limits) -> float:
