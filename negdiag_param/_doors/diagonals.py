@@ -23,7 +23,7 @@ def negative_diagonals(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     Returns:
         An iterator over the name of the tensor and its diagonal, shaped as ``weight.diagonal()``
         for a matrix. A distributed tensor is gathered for it, so every rank has to take part.
-        Wrappers such as ``torch.compile`` do not change the names.
+        Wrappers such as ``torch.compile`` do not change the names. Empty if nothing is registered.
 
     Raises:
         TypeError: if ``model`` is not a module.

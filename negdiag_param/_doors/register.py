@@ -44,7 +44,8 @@ def register_negative_diagonal(
         module: the module that holds the tensor, itself or in a submodule.
         tensor_name: a name (``"weight"``), a dotted name (``"encoder.0.weight"``) or a
             shell-style pattern over the names of ``module.named_parameters()``
-            (``"encoder.*.weight"``), which skips tensors without a diagonal (one dimension).
+            (``"encoder.*.weight"``), which skips tensors of one dimension, but takes rectangular
+            ones, such as a readout's.
         map: ``"smooth_abs"``, ``"exp"``, ``"softplus"``, ``"square"``, ``"sign_flip"``, a
             :class:`NegativeDiagonal` class, an instance (used as a template, with its own
             options), or a ``torch.distributions`` transform from the reals to the negative numbers.
@@ -63,8 +64,8 @@ def register_negative_diagonal(
             the original changes. Writes through ``.data`` go unnoticed.
         rest: the diagonal entry that an original of 0 gives, which weight decay pulls to. None
             leaves that to the map.
-        options: what else the map takes: ``delta`` of ``"smooth_abs"``, ``beta`` of
-            ``"softplus"``.
+        options: what else the map takes: ``delta`` of ``"smooth_abs"`` (0.05), ``beta`` of
+            ``"softplus"`` (1.0).
 
     Returns:
         ``module``, with its class replaced by one that computes the weight.

@@ -42,9 +42,9 @@ class Verdict:
             )
         if not self.infeasible or infeasible == "reflect":
             return None
-        below = f"below {-limits.margin}" if limits.margin else "negative"
+        wanted = f"a diagonal below {-limits.margin}" if limits.margin else "a negative diagonal"
         found = (
-            f"expected a diagonal {below}, got {self.infeasible} of {self.entries} entries that "
+            f"expected {wanted}, got {self.infeasible} of {self.entries} entries that "
             f"are not, the largest {self.largest:.6g}"
         )
         if infeasible == "error":

@@ -132,7 +132,7 @@ def _checked_rest(rest: object, margin: float) -> float | None:
         raise TypeError(f"rest: expected a number or None, got {type(rest).__name__}")
     value = _float(rest)
     if not (math.isfinite(value) and value < -margin):
-        raise ValueError(f"rest: expected a finite number below {-margin}, got {rest}")
+        raise ValueError(f"rest: expected a finite number below {0.0 - margin}, got {rest}")
     return value
 
 

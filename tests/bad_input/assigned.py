@@ -87,16 +87,20 @@ VALUES: dict[str, tuple[Any, type[Exception], str]] = {
     ),
 }
 POLICY = {
-    "a zero": ({}, torch.zeros(3, 3), "negative, got 3 of 3 entries that are not, the largest 0"),
+    "a zero": (
+        {},
+        torch.zeros(3, 3),
+        "a negative diagonal, got 3 of 3 entries that are not, the largest 0",
+    ),
     "one positive entry": (
         {},
         torch.diag(torch.tensor([-1.0, 2.0, -3.0])),
-        "negative, got 1 of 3 entries that are not, the largest 2",
+        "a negative diagonal, got 1 of 3 entries that are not, the largest 2",
     ),
     "an entry inside the margin": (
         {"margin": 1.5},
         -2 * ONES + torch.eye(3),
-        "below -1.5, got 3 of 3 entries that are not, the largest -1",
+        "a diagonal below -1.5, got 3 of 3 entries that are not, the largest -1",
     ),
 }
 
@@ -139,7 +143,7 @@ ROWS: Table = {
             strictly(**options),
             lambda module, way=way, value=value: way(module, value),
             ValueError,
-            f"weight: expected a diagonal {message}; got {MATRIX}",
+            f"weight: expected {message}; got {MATRIX}",
         )
         for label, (options, value, message) in POLICY.items()
         for way in (assign, as_parameter)

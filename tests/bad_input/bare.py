@@ -44,7 +44,7 @@ BAD_WEIGHTS = {
     "infeasible entries": (
         ONES,
         {"infeasible": "error"},
-        f"a diagonal negative, got 3 of 3 entries that are not, the largest 1; got {MATRIX}",
+        f"a negative diagonal, got 3 of 3 entries that are not, the largest 1; got {MATRIX}",
     ),
     "entries above the margin": (
         -ONES,

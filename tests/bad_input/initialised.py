@@ -91,7 +91,7 @@ ROWS: Table = {
         lambda: registered(infeasible="error"),
         lambda module: init_(module, "weight", nn.init.ones_),
         ValueError,
-        f"weight: expected a diagonal negative, got 3 of 3 entries that are not, the largest 1; "
+        f"weight: expected a negative diagonal, got 3 of 3 entries that are not, the largest 1; "
         f"got {MATRIX}",
     ),
     "init_: NaN in the second of two": Bad(

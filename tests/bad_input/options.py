@@ -22,7 +22,7 @@ TAPS = "taps: expected one of ('all', 'center'), got "
 BLOCKS = "blocks: expected an integer, got "
 POLICY = "infeasible: expected one of ('warn', 'reflect', 'error'), got "
 REST = "rest: expected a number "
-BELOW = "rest: expected a finite number below -0.0, got "
+BELOW = "rest: expected a finite number below 0.0, got "
 CACHE = "cache_in_eval: expected True or False, got "
 
 OPTIONS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {

@@ -47,7 +47,7 @@ WHERE = {
     "infeasible": (
         2.0,
         {"infeasible": "error"},
-        "a diagonal negative, got 3 of 3 entries that are not, the largest 2",
+        "a negative diagonal, got 3 of 3 entries that are not, the largest 2",
     ),
     "above the margin": (
         -1.0,

@@ -30,7 +30,7 @@ def test_infeasible_policies_on_assignment():
     torch.testing.assert_close(layer.weight.detach(), -torch.eye(2))
     layer = register_negative_diagonal(remove_negative_diagonal(layer), infeasible="error")
     before = layer.weight.detach().clone()
-    with pytest.raises(ValueError, match=r"weight: expected a diagonal negative, got 1 of 2"):
+    with pytest.raises(ValueError, match=r"weight: expected a negative diagonal, got 1 of 2"):
         layer.weight = value * 2
     assert_same_bits(layer.weight, before)
 

@@ -76,7 +76,7 @@ CALLS = {"assign": assign, "load": load, "init_": initialise}
 REASONS = {
     "nan": (torch.nan, {}, "finite diagonal, got [1-9]"),
     "infinity": (-torch.inf, {}, "finite diagonal, got [1-9]"),
-    "infeasible": (2.0, {"infeasible": "error"}, "diagonal negative, got [1-9]"),
+    "infeasible": (2.0, {"infeasible": "error"}, "negative diagonal, got [1-9]"),
     "inverse": (-3.0, {"map": Moody}, "inver"),
 }
 

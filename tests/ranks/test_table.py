@@ -123,7 +123,9 @@ def test_a_checkpoint_of_another_map_is_refused(kind: str) -> None:
     state = get_model_state_dict(build(kind, map="softplus"))
     target = build(kind)
     before = output(target)
-    with pytest.raises(RuntimeError, match=r"expected a checkpoint of exp.*found one of softplus"):
+    with pytest.raises(
+        RuntimeError, match=r"expected a checkpoint of smooth_abs.*found one of softplus"
+    ):
         set_model_state_dict(target, state)
     assert torch.equal(output(target), before)
 
