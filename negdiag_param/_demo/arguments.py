@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from negdiag_param import register_negative_diagonal
-from negdiag_param._demo.read import number, short, whole
+from negdiag_param._demo.read import SHORTEST, number, short, whole
 
 T = TypeVar("T", int, float)
 
@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--window",
         metavar="ROWS",
-        type=checked(whole, 5, 10**6),
+        type=checked(whole, SHORTEST, 10**6),
         help="fit windows of so many rows and list each (default: eight lengths, summed up)",
     )
     add(

@@ -17,7 +17,7 @@ from negdiag_param._life import lookup
 from negdiag_param._maths.diagonal import Diagonal
 from negdiag_param._parametrizations.base import NegativeDiagonal
 from negdiag_param._parametrizations.invert import check, dense, judged
-from negdiag_param._parametrizations.options import MapOptionsDict, Options
+from negdiag_param._parametrizations.options import MapOptionsDict, Options, OptionsDict
 from negdiag_param._parametrizations.ready import (
     NegExpDiagonal,
     NegSmoothAbsDiagonal,
@@ -63,12 +63,13 @@ def template(map: object, **options: Unpack[MapOptionsDict]) -> NegativeDiagonal
         return TransformDiagonal(chosen, **given)
     if isinstance(chosen, NegativeDiagonal):
         _check_known(type(chosen), given)
-        defaults = vars(Options())
-        Options(**{k: v for k, v in given.items() if k in defaults})
-        clash = [f"{k}={v!r}" for k, v in given.items() if k not in defaults or v != defaults[k]]
+        others = [name for name in given if name not in OptionsDict.__annotations__]
+        constants = {name: given.pop(name) for name in others}
+        clash = {**Options(**given).changed(), **constants}
         if clash:
+            shown = ", ".join(f"{name}={value!r}" for name, value in clash.items())
             raise ValueError(
-                f"map: expected an instance to bring its own options, got {', '.join(clash)} "
+                f"map: expected an instance to bring its own options, got {shown} "
                 f"beside {type(chosen).__name__}({chosen.extra_repr()})"
             )
         return chosen

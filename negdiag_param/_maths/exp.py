@@ -6,7 +6,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from negdiag_param._maths.limits import Limits
-from negdiag_param._maths.scalar_map import ScalarMap, distance
+from negdiag_param._maths.scalar_map import ScalarMap, distance, lowered
 
 
 class Exp(ScalarMap):
@@ -16,8 +16,7 @@ class Exp(ScalarMap):
 
     @override
     def value(self, x: Tensor, limits: Limits) -> Tensor:
-        value = x.exp().neg()
-        return value - limits.margin if limits.margin else value
+        return lowered(x.exp().neg(), limits)
 
     @override
     def inverse(self, value: Tensor, limits: Limits) -> Tensor:
@@ -41,4 +40,4 @@ class Exp(ScalarMap):
         # The slope is not value + margin, which is inexact where the margin is the larger part.
         value = x.exp().neg_()
         slope = value.clamp(min=-limits.steepest)
-        return (value.sub_(limits.margin) if limits.margin else value), slope
+        return lowered(value, limits), slope

@@ -64,6 +64,11 @@ def distance(value: Tensor, limits: Limits) -> Tensor:
     return (-value - limits.margin).clamp(min=limits.nearest)
 
 
+def lowered(value: Tensor, limits: Limits) -> Tensor:
+    """``value`` less the margin."""
+    return value - limits.margin if limits.margin else value
+
+
 def minus_abs(x: Tensor) -> Tensor:
     """``-|x|``, with the derivative of its left side at zero."""
     return torch.where(x > 0, -x, x)

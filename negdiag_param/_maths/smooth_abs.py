@@ -11,6 +11,7 @@ from negdiag_param._maths.scalar_map import (
     ScalarMap,
     distance,
     distance_from_zero,
+    lowered,
     minus_abs,
     slope_of_even,
 )
@@ -42,8 +43,7 @@ class SmoothAbs(ScalarMap):
 
     @override
     def value(self, x: Tensor, limits: Limits) -> Tensor:
-        value = self._minus_distance(distance_from_zero(x))
-        return value - limits.margin if limits.margin else value
+        return lowered(self._minus_distance(distance_from_zero(x)), limits)
 
     @override
     def inverse(self, value: Tensor, limits: Limits) -> Tensor:
@@ -73,7 +73,7 @@ class SmoothAbs(ScalarMap):
         value = (a + _LEAST * self.delta).div_(below).mul_(a)
         factor = -(1.0 - _LEAST) * self.delta**2
         slope = slope_of_even(x, below.square_().reciprocal_().mul_(factor).add_(1.0))
-        return (value.sub_(limits.margin) if limits.margin else value), slope
+        return lowered(value, limits), slope
 
     def _minus_distance(self, a: Tensor) -> Tensor:
         return (a + _LEAST * self.delta) / torch.rsub(a, -self.delta) * a

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from negdiag_param import _torch_private
 from negdiag_param._maths.limits import Limits
-from negdiag_param._maths.scalar_map import ScalarMap, distance, minus_abs
+from negdiag_param._maths.scalar_map import ScalarMap, distance, lowered, minus_abs
 
 # Above it, log(1 + exp(x)) is x to the last bit of float64; below it, exp does not overflow.
 _STRAIGHT = 40.0
@@ -35,7 +35,7 @@ class Softplus(ScalarMap):
             value = F.softplus(x, self.beta, _STRAIGHT).neg()
         else:
             value = self._minus_softplus(x)
-        return value - limits.margin if limits.margin else value
+        return lowered(value, limits)
 
     @override
     def inverse(self, value: Tensor, limits: Limits) -> Tensor:
@@ -67,7 +67,7 @@ class Softplus(ScalarMap):
         else:
             # -sigmoid(x) = 1 / (1 + exp(x)) - 1 = exp(-softplus(x)) - 1, in a single pass
             slope = (value if self.beta == 1 else value * self.beta).expm1()
-        return (value.sub_(limits.margin) if limits.margin else value), slope
+        return lowered(value, limits), slope
 
     def _minus_softplus(self, x: Tensor) -> Tensor:
         if self.beta == 1:

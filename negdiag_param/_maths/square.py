@@ -11,6 +11,7 @@ from negdiag_param._maths.scalar_map import (
     ScalarMap,
     distance,
     distance_from_zero,
+    lowered,
     minus_abs,
     slope_of_even,
 )
@@ -26,8 +27,7 @@ class Square(ScalarMap):
 
     @override
     def value(self, x: Tensor, limits: Limits) -> Tensor:
-        value = _minus_distance(distance_from_zero(x))
-        return value - limits.margin if limits.margin else value
+        return lowered(_minus_distance(distance_from_zero(x)), limits)
 
     @override
     def inverse(self, value: Tensor, limits: Limits) -> Tensor:
@@ -55,7 +55,7 @@ class Square(ScalarMap):
         a = x.abs()
         value = torch.rsub(a, -_LEAST).mul_(a)
         slope = slope_of_even(x, a.clamp_(max=_corner(limits)).mul_(2.0).add_(_LEAST))
-        return (value.sub_(limits.margin) if limits.margin else value), slope
+        return lowered(value, limits), slope
 
 
 def _minus_distance(a: Tensor) -> Tensor:

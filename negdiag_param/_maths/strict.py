@@ -62,14 +62,14 @@ class StrictMap:
         error = (self.value(original) - entries).abs()
         if not error.any():
             return original
-        eps = torch.finfo(entries.dtype).eps
+        wide, eps = widened(original), torch.finfo(entries.dtype).eps
         slope = self.slope(original).abs().clamp(min=torch.finfo(torch.float32).tiny)
         # At most the distance of two originals, or else a quarter of that of two entries.
-        apart = widened(original).abs() * (eps / 2)
+        apart = wide.abs() * (eps / 2)
         step = torch.maximum(apart, widened(entries).abs() * (eps / 8) / slope)
         best = original
         for count in _NEIGHBOURS:
-            candidate = (widened(original) + count * step).to(entries.dtype)
+            candidate = (wide + count * step).to(entries.dtype)
             found = (self.value(candidate) - entries).abs()
             best = torch.where(found < error, candidate, best)
             error = torch.minimum(found, error)

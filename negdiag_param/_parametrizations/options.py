@@ -108,18 +108,14 @@ def checked_constant(name: str, value: object) -> float:
         TypeError: if it is no number.
         ValueError: if it is too small or too large.
     """
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    constant = _float(value)
+    constant = _number(name, value)
     if not 1e-6 <= constant <= 1e6:
         raise ValueError(f"{name}: expected a number between 1e-6 and 1e6, got {value}")
     return constant
 
 
 def _checked_margin(margin: object) -> float:
-    if isinstance(margin, bool) or not isinstance(margin, Real):
-        raise TypeError(f"margin: expected a number, got {type(margin).__name__}")
-    value = _float(margin)
+    value = _number("margin", margin)
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"margin: expected a finite number that is not negative, got {margin}")
     return value
@@ -128,19 +124,19 @@ def _checked_margin(margin: object) -> float:
 def _checked_rest(rest: object, margin: float) -> float | None:
     if rest is None:
         return None
-    if isinstance(rest, bool) or not isinstance(rest, Real):
-        raise TypeError(f"rest: expected a number or None, got {type(rest).__name__}")
-    value = _float(rest)
+    value = _number("rest", rest, "a number or None")
     if not (math.isfinite(value) and value < -margin):
         raise ValueError(f"rest: expected a finite number below {0.0 - margin}, got {rest}")
     return value
 
 
-def _float(number: Real) -> float:
+def _number(name: str, value: object, wanted: str = "a number") -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: expected {wanted}, got {type(value).__name__}")
     try:
-        return float(number)
+        return float(value)
     except OverflowError:  # of a whole number
-        return -math.inf if number < 0 else math.inf
+        return -math.inf if value < 0 else math.inf
 
 
 def _checked_dims(dims: object) -> tuple[int, ...] | None:
