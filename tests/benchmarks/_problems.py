@@ -1,8 +1,7 @@
 """Linear regressions whose weight shall have a negative diagonal, many at once."""
 
 import math
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,8 +11,7 @@ from tests.benchmarks._ways import BOUNDARY, diagonal
 Range: TypeAlias = tuple[float, float]
 
 
-@dataclass(frozen=True)
-class Regressions:
+class Regressions(NamedTuple):
     """``loss = tr (W - T) C (W - T)^T / 2``, with a target ``T`` and inputs of covariance ``C``."""
 
     start: Tensor
@@ -53,7 +51,7 @@ def regressions(
 
 def joined(parts: list[Regressions]) -> Regressions:
     """All of them in one batch."""
-    return Regressions(*(torch.cat(column) for column in zip(*map(_fields, parts), strict=True)))
+    return Regressions(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 # The sizes of the diagonal entries; None is the default initialisation. All are negative, but
@@ -86,7 +84,3 @@ def _best(target: Tensor, covariance: Tensor) -> Tensor:
         diagonal(weight).clamp_(max=BOUNDARY)
         weight -= step * ((weight - target) @ covariance)
     return diagonal(weight).clamp(max=BOUNDARY)
-
-
-def _fields(problems: Regressions) -> tuple[Tensor, ...]:
-    return problems.start, problems.target, problems.covariance, problems.best

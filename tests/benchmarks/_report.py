@@ -2,6 +2,7 @@
 
 import os
 import platform
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -65,6 +66,11 @@ class Report:
     def json(self) -> dict[str, Any]:
         """The same, as plain dicts and lists."""
         return asdict(self)
+
+
+def tell(progress: str) -> None:
+    """To the screen, not into the report."""
+    print(progress, file=sys.stderr, flush=True)
 
 
 def _text(cell: Cell | None) -> str:

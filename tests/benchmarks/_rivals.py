@@ -5,9 +5,10 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from negdiag_param import (
+    NegativeDiagonal,
     NegExpDiagonal,
     NegSmoothAbsDiagonal,
     NegSoftplusDiagonal,
@@ -50,7 +51,7 @@ def clamp_(weight: Tensor) -> None:
         weight.diagonal().clamp_(max=-1e-6)
 
 
-MAPS: dict[str, type[nn.Module]] = {
+MAPS: dict[str, type[NegativeDiagonal]] = {
     "smooth_abs": NegSmoothAbsDiagonal,
     "exp": NegExpDiagonal,
     "softplus": NegSoftplusDiagonal,

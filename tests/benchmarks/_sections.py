@@ -1,6 +1,5 @@
 """The sections of the benchmark: what is measured beside what, and in which unit."""
 
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -12,7 +11,7 @@ from tests.benchmarks import _cuda, _layers
 from tests.benchmarks._layers import Layer
 from tests.benchmarks._memory import peak_bytes
 from tests.benchmarks._peers import peer_jobs
-from tests.benchmarks._report import Table
+from tests.benchmarks._report import Table, tell
 from tests.benchmarks._rivals import FLOOR, FORUM, LOOP, MAPS, RIVALS, Constrain, clamp_, forum
 from tests.benchmarks._timing import Job, Meter
 
@@ -153,10 +152,6 @@ def captured(meter: Meter, sizes: Sequence[int]) -> list[Table]:
         unit, job = (_cuda.captured_step(layer, x) for layer in (bare, ours))
         table.put(f"n={n}", meter.compare(unit, {"smooth_abs": job}))
     return [table]
-
-
-def tell(progress: str) -> None:
-    print(progress, file=sys.stderr, flush=True)
 
 
 def _ours() -> dict[str, Constrain]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,21 +18,15 @@ LEAST = 10  # steps; below it, ratios are noise
 def optimizers() -> dict[str, list[Make]]:
     """By name, each at its learning rates."""
     optim = torch.optim
-
-    def at(*rates: float, **options: float) -> Callable[[Callable[..., object]], list[Make]]:
-        return lambda cls: [
-            lambda parameters, lr=lr: cls(parameters, lr=lr, **options) for lr in rates
-        ]
-
     found = {
-        "SGD": at(0.1, 0.3)(optim.SGD),
-        "momentum": at(0.01, 0.03, momentum=0.9)(optim.SGD),
-        "Adam": at(0.01, 0.05)(optim.Adam),
-        "AdamW": at(0.01, weight_decay=0.01)(optim.AdamW),
-        "RMSprop": at(0.003, 0.01)(optim.RMSprop),
+        "SGD": _at(optim.SGD, 0.1, 0.3),
+        "momentum": _at(optim.SGD, 0.01, 0.03, momentum=0.9),
+        "Adam": _at(optim.Adam, 0.01, 0.05),
+        "AdamW": _at(optim.AdamW, 0.01, weight_decay=0.01),
+        "RMSprop": _at(optim.RMSprop, 0.003, 0.01),
     }
     if hasattr(optim, "Muon"):
-        found["Muon"] = at(0.01, weight_decay=0.0)(optim.Muon)
+        found["Muon"] = _at(optim.Muon, 0.01, weight_decay=0.0)
     return found
 
 
@@ -70,3 +65,7 @@ class Comparison:
         within = f"±{100 * (self.error - 1):.0f} %"
         worst = f"never: {100 * self.never:.0f} %" if self.never else f"worst {self.worst:.1f}"
         return f"{self.mean:.2f} {within}, {worst}"
+
+
+def _at(cls: type[torch.optim.Optimizer], *rates: float, **options: float) -> list[Make]:
+    return [partial(cls, lr=lr, **options) for lr in rates]

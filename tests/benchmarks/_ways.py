@@ -2,18 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from negdiag_param import (
-    NegativeDiagonal,
-    NegExpDiagonal,
-    NegSmoothAbsDiagonal,
-    NegSoftplusDiagonal,
-    NegSquareDiagonal,
-    SignFlipDiagonal,
-)
+from negdiag_param import NegativeDiagonal
+from tests.benchmarks._rivals import MAPS
 
 BOUNDARY = -1e-6  # where clamping stops
 
@@ -55,23 +50,17 @@ def _flip_(weight: Tensor) -> None:
     diagonal(weight).copy_(-diagonal(weight).abs())
 
 
+CANDIDATES: dict[str, Callable[..., NegativeDiagonal]] = {
+    **MAPS,
+    "softplus, beta=10": partial(MAPS["softplus"], beta=10.0),
+    "squareplus (not in the package)": NegSquareplusDiagonal,
+}
 FREE, CLAMP = "unconstrained", "clamp after each step"
 WAYS = {
     FREE: _by_hand(lambda weight: None),
     CLAMP: _by_hand(lambda weight: diagonal(weight).clamp_(max=BOUNDARY)),
     "flip in place": _by_hand(_flip_),
-    **{
-        name: _mapped(cls(dims=(-2, -1), **options))
-        for name, cls, options in (
-            ("smooth_abs", NegSmoothAbsDiagonal, {}),
-            ("exp", NegExpDiagonal, {}),
-            ("softplus", NegSoftplusDiagonal, {}),
-            ("softplus, beta=10", NegSoftplusDiagonal, {"beta": 10.0}),
-            ("square", NegSquareDiagonal, {}),
-            ("sign_flip", SignFlipDiagonal, {}),
-            ("squareplus (not in the package)", NegSquareplusDiagonal, {}),
-        )
-    },
+    **{name: _mapped(made(dims=(-2, -1))) for name, made in CANDIDATES.items()},
 }
 
 
