@@ -12,36 +12,14 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.placement_types import Placement
 
-from negdiag_param import (
-    NegativeDiagonal,
-    NegExpDiagonal,
-    NegSmoothAbsDiagonal,
-    NegSoftplusDiagonal,
-    NegSquareDiagonal,
-    SignFlipDiagonal,
-)
+from negdiag_param import NegativeDiagonal
+from tests.support import tables
 
 Placements = tuple[Placement, ...]
 
 
-class OwnSquareDiagonal(NegativeDiagonal):
-    """A user's map, which comes without a slope."""
-
-    def map(self, x: Tensor) -> Tensor:
-        return -x.square() - 1e-3
-
-    def inverse(self, d: Tensor) -> Tensor:
-        return (-d - 1e-3).clamp(min=0).sqrt()
-
-
-BUILT_IN = (
-    NegSmoothAbsDiagonal,
-    NegExpDiagonal,
-    NegSoftplusDiagonal,
-    NegSquareDiagonal,
-    SignFlipDiagonal,
-)
-CLASSES = (*BUILT_IN, OwnSquareDiagonal)
+BUILT_IN = tuple(tables.BUILT_IN.values())
+CLASSES = tuple(tables.CLASSES.values())
 
 
 @functools.cache
