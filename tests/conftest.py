@@ -4,12 +4,15 @@ import os
 import tempfile
 from pathlib import Path
 
-import torch
 
-# The tensors are small: a second thread would only be waited for, above all on a busy machine.
-torch.set_num_threads(1)
+def pytest_configure() -> None:
+    """Imports PyTorch only now, so that other set-ups can start what imports it as well."""
+    import torch
 
-# The compiler's cache on disk does not tell the levels of vectorization of a CPU apart.
-_level = torch.backends.cpu.get_cpu_capability()
-_cache = Path(tempfile.gettempdir(), f"negdiag_param-inductor-{torch.__version__}-{_level}")
-os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_cache))
+    # The tensors are small: a second thread would only be waited for, above all on a busy machine.
+    torch.set_num_threads(1)
+
+    # The compiler's cache on disk does not tell the levels of vectorization of a CPU apart.
+    level = torch.backends.cpu.get_cpu_capability()
+    cache = Path(tempfile.gettempdir(), f"negdiag_param-inductor-{torch.__version__}-{level}")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))

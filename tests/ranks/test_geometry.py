@@ -30,8 +30,8 @@ CASES: list[tuple[tuple[int, ...], dict[str, object]]] = [
 @pytest.mark.parametrize(("shape", "options"), CASES, ids=str)
 @on(3, 4)
 def test_shards_have_parity(shape: tuple[int, ...], options: dict[str, object]) -> None:
-    where = mesh()
-    for i, placements in enumerate(layouts(where, len(shape))):
+    where, dims = mesh(), options.get("dims") or (0, 1)
+    for i, placements in enumerate(layouts(where, len(shape), dims)):
         kind = CLASSES[i % len(CLASSES)]
         assert_parity(kind(infeasible="reflect", **options), shape, where, placements)
 

@@ -12,7 +12,7 @@ from tests.ranks.harness import CLOCK, Groups, Limits
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(CLOCK)]
 
-IMPATIENT = Limits(patience=2, grace=1)
+IMPATIENT = Limits(patience=1, grace=0.5)
 
 
 def waits_for_who_sleeps() -> None:
@@ -62,14 +62,14 @@ STUCK = [
     (
         waits_for_who_sleeps,
         IMPATIENT,
-        rf"for 2 s no rank got on or used the processor\n{IN_BARRIER}"
+        rf"for 1 s no rank got on or used the processor\n{IN_BARRIER}"
         r".* in waits_for_who_sleeps\n"
         r"rank 1 was still in it after .* in waits_for_who_sleeps",
     ),
     (
         waits_for_who_returned,
         IMPATIENT,
-        rf"for 2 s no .*{IN_BARRIER}.* in waits_for_who_returned\nrank 1: came to its end",
+        rf"for 1 s no .*{IN_BARRIER}.* in waits_for_who_returned\nrank 1: came to its end",
     ),
     (
         waits_for_who_failed,
@@ -101,4 +101,4 @@ def test_what_is_stuck_ends_and_says_where(
 
 
 def test_work_is_not_taken_for_waiting(groups: Groups) -> None:
-    assert not groups.failure(works, 2, Limits(patience=2), seconds=3.0)
+    assert not groups.failure(works, 2, Limits(patience=1), seconds=2.0)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.distributed.run import main as torchrun
 
-from tests.ranks.harness import CLOCK, forked
+from tests.ranks.forks import forked
+from tests.ranks.harness import CLOCK
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(CLOCK)]
 

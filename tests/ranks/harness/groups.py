@@ -13,31 +13,12 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from tests.ranks.forks import forked
 from tests.ranks.harness import rank as child
 from tests.ranks.harness.watch import POLL, Limits, Watch
 
 Check = Callable[..., None]
 ENOUGH = 10.0  # seconds for a process to end that is about to
-IMPORTED = ["pytest", "torch", "torch.testing"] + [
-    f"torch.{name}"
-    for name in (
-        "distributed.fsdp",
-        "distributed.tensor.parallel",
-        "distributed.tensor.debug",
-        "distributed.tensor.experimental",
-        "distributed.checkpoint.state_dict",
-        # What the first compilation would import, on every rank.
-        "_dynamo.backends.debugging",
-        "_inductor.lowering",
-    )
-]
-
-
-def forked(target: Callable[..., None], *arguments: object) -> BaseProcess:
-    """A process to be forked from one that has imported PyTorch and does nothing else."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(IMPORTED)
-    return context.Process(target=target, args=arguments)
 
 
 @dataclass
