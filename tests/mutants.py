@@ -1,0 +1,213 @@
+"""Breaks the package, one operator at a time, and sees which tests notice.
+
+``python -m tests.mutants [--sample N] [--seed S] [--processes P] [--only TEXT] [room ...]``
+
+A mutant is what cosmic-ray makes of one operator, number or decorator in one file; of the many that
+it offers for one place, one is drawn. What only changes an annotation is none. The tests run in
+stages, the likeliest first, each in a process that is forked from one which has imported all that
+does not change. A mutant that goes through them all is printed with its difference.
+"""
+
+import argparse
+import ast
+import difflib
+import functools
+import importlib
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from cosmic_ray.ast import ast_nodes, get_ast
+from cosmic_ray.mutating import mutate_code
+from cosmic_ray.plugins import get_operator, operator_names
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = "negdiag_param"
+FIRST = ("test_forms", "test_strict", "test_round_trips", "test_geometry", "test_feasible")
+APART = ("harness", "lightning", "accelerate", "script", "imports")  # of PyTorch's and others' own
+STAGES = {
+    "_maths": (
+        [f"tests/maths/{name}.py" for name in FIRST],
+        ["tests/maths"],
+        ["tests/doors", "tests/bad_input", "tests/tracing", "tests/life"],
+    ),
+    "_life": (
+        ["tests/life", "tests/doors"],
+        ["tests/bad_input", "tests/wrappers", "tests/traps", "tests/tracing", "tests/maths"],
+    ),
+    "_doors": (
+        ["tests/doors", "tests/bad_input"],
+        ["tests/life", "tests/wrappers", "tests/traps", "tests/tracing", "tests/maths"],
+    ),
+    "_ranks": (
+        ["tests/ranks/test_geometry.py", "tests/ranks/test_placements.py"],
+        ["tests/ranks", *(f"--ignore=tests/ranks/test_{name}.py" for name in APART)],
+        ["tests/maths", "tests/doors", "tests/life"],
+    ),
+}
+IMPORTED = ("pytest", "torch", "torch._dynamo", "torch.distributed.fsdp", "torch.export")
+PATIENCE = 900.0  # seconds; what is still running then is taken for a loop without end
+SAYS_NOTHING = {"override", "abstractmethod", "overload", "final"}
+
+
+class Mutant(NamedTuple):
+    path: Path
+    operator: str
+    position: tuple[int, int]
+    code: str
+
+    @property
+    def difference(self) -> str:
+        lines = [text.splitlines() for text in ((ROOT / self.path).read_text(), self.code)]
+        shown = difflib.unified_diff(*lines, n=0, lineterm="")
+        return "\n".join(line for line in shown if not line.startswith(("---", "+++")))
+
+
+class Meaning(ast.NodeTransformer):
+    """What is left without what only people and type checkers read."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.returns = None
+        node.decorator_list = [
+            d for d in node.decorator_list if getattr(d, "id", "") not in SAYS_NOTHING
+        ]
+        return self.generic_visit(node)
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        node.annotation = None
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        node.annotation = ast.Constant(None)
+        return self.generic_visit(node)
+
+
+def meaning(code: str) -> str:
+    """The same text for what runs alike, and none for what is not Python."""
+    try:
+        return ast.dump(Meaning().visit(ast.parse(code)))
+    except SyntaxError:
+        return ""
+
+
+def mutants(path: Path, draw: random.Random) -> Iterator[Mutant]:
+    """One for every place of the file that an operator or a number of operators could change."""
+    code = (ROOT / path).read_text()
+    tree, places = get_ast(code), {}
+    for name in sorted(operator_names()):
+        if (kind := get_operator(name)).arguments():
+            continue
+        found = (span for node in ast_nodes(tree) for span in kind().mutation_positions(node))
+        for occurrence, (start, _) in enumerate(found):
+            places.setdefault((start, name.partition("_")[0]), []).append((name, occurrence))
+    for (start, _), choices in sorted(places.items()):
+        draw.shuffle(choices)
+        for name, occurrence in choices:
+            mutated = mutate_code(code, get_operator(name)(), occurrence)
+            if mutated and meaning(mutated) not in {"", meaning(code)}:
+                yield Mutant(path, name, start, mutated)
+                break
+
+
+def stage(tree: Path, arguments: Iterable[str]) -> int:
+    """How the tests ended, run from the copy ``tree`` in a child of this process."""
+    if child := os.fork():
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.05)
+        os.killpg(child, signal.SIGKILL)
+        return os.waitpid(child, 0)[1]
+    try:
+        os.setsid()
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(null, descriptor)
+        os.chdir(tree)
+        sys.path.insert(0, str(tree))
+        os.environ |= {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+        sys.dont_write_bytecode = True
+        for name in [n for n in sys.modules if n.partition(".")[0] in {"tests", PACKAGE}]:
+            del sys.modules[name]
+        pytest = importlib.import_module("pytest")
+        os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *arguments]))
+    finally:
+        os._exit(70)
+
+
+@functools.cache
+def copied(folder: Path) -> Path:
+    """A copy of what the tests need, for this process."""
+    tree = folder / str(os.getpid())
+    for name in (PACKAGE, "tests", "notebooks"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "CHANGELOG.md"):
+        shutil.copy(ROOT / name, tree)
+    return tree
+
+
+def survives(folder: Path, mutant: Mutant) -> bool:
+    tree = copied(folder)
+    file = tree / mutant.path
+    original = file.read_text()
+    file.write_text(mutant.code)
+    try:
+        room = mutant.path.parts[1]
+        chosen = [] if room == "_ranks" else ["-m", "not slow"]
+        return all(stage(tree, [*chosen, *tests]) == 0 for tests in STAGES[room])
+    finally:
+        file.write_text(original)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("rooms", nargs="*", default=list(STAGES))
+    parser.add_argument("--sample", type=int, help="mutants to draw of each room")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--only", default="", help="files with this in their names")
+    options = parser.parse_args()
+    for name in IMPORTED:
+        torch = importlib.import_module(name.partition(".")[0])
+        importlib.import_module(name)
+    torch.set_num_threads(1)
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(options.processes, multiprocessing.get_context("fork")) as pool,
+    ):
+        tried = functools.partial(survives, Path(folder))
+        for room in options.rooms:
+            draw = random.Random(options.seed)
+            paths = sorted((ROOT / PACKAGE / room).glob(f"*{options.only}*.py"))
+            whole = Mutant(paths[0].relative_to(ROOT), "none", (0, 0), paths[0].read_text())
+            if not pool.submit(tried, whole).result():
+                sys.exit(f"the tests of {room} fail on the package as it is")
+            drawn = [m for path in paths for m in mutants(path.relative_to(ROOT), draw)]
+            places = len(drawn)
+            if options.sample and options.sample < places:
+                drawn = sorted(draw.sample(drawn, options.sample))
+            left = 0
+            for mutant, survived in zip(drawn, pool.map(tried, drawn), strict=True):
+                left += survived
+                if survived:
+                    print(f"{mutant.path}:{mutant.position[0]}\n{mutant.difference}", flush=True)
+            killed = len(drawn) - left
+            print(f"{room}: {killed} of {len(drawn)} killed, drawn from {places}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
