@@ -43,6 +43,16 @@ class Resting(ScalarMap):
         return self.inner.inverse(value, limits) - self._shift
 
     @override
+    def argument(self, x: Tensor) -> Tensor:
+        return x + self._shift
+
+    @override
+    def mirrored(self, x: Tensor, limits: Limits) -> Tensor | None:
+        # The shift rounds them differently.
+        centre = self.inner.centre(limits)
+        return None if centre is None else 2.0 * (centre - self._shift) - x
+
+    @override
     def slope(self, x: Tensor, limits: Limits) -> Tensor:
         return self.inner.slope(x + self._shift, limits)
 

@@ -46,6 +46,18 @@ class ScalarMap(ABC):
     def inverse(self, value: Tensor, limits: Limits) -> Tensor:
         """A finite ``x`` that maps to the feasible ``value``."""
 
+    def centre(self, limits: Limits) -> float | None:
+        """What originals of the same value lie on both sides of, if there are any."""
+        return None
+
+    def argument(self, x: Tensor) -> Tensor:
+        """What the map is taken of."""
+        return x
+
+    def mirrored(self, x: Tensor, limits: Limits) -> Tensor | None:
+        """The other original of the same value, if it may round to a better one."""
+        return None
+
     def slope(self, x: Tensor, limits: Limits) -> Tensor:
         """The derivative, differentiable."""
         raise NotImplementedError

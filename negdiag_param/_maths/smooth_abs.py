@@ -46,6 +46,10 @@ class SmoothAbs(ScalarMap):
         return lowered(self._minus_distance(distance_from_zero(x)), limits)
 
     @override
+    def centre(self, limits: Limits) -> float:
+        return 0.0
+
+    @override
     def inverse(self, value: Tensor, limits: Limits) -> Tensor:
         # a^2 - b a - y delta = 0 with b = y - s delta; of its two forms the one that adds.
         y = distance(value, limits)

@@ -1,6 +1,7 @@
 """Minus a softplus."""
 
 from collections.abc import Mapping
+from math import log
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from negdiag_param._maths.scalar_map import ScalarMap, distance, lowered, minus_
 
 # Above it, log(1 + exp(x)) is x to the last bit of float64; below it, exp does not overflow.
 _STRAIGHT = 40.0
+_SMALL = 1e-20
 
 
 class Softplus(ScalarMap):
@@ -43,9 +45,12 @@ class Softplus(ScalarMap):
         #   x = log(exp(y) - 1)             overflows for large y, cancels for small
         #     = log(exp(y) (1 - exp(-y)))
         #     = y + log(-expm1(-y))         exact at both ends
+        # and -expm1(-y) is y where y is small, whose logarithm keeps beta apart from what is tiny.
         y = distance(value, limits)
-        steep = (self.beta * y).clamp(min=torch.finfo(y.dtype).tiny)
-        return y + steep.neg().expm1().neg().log() / self.beta
+        logarithm = (self.beta * y).neg().expm1().neg().log()
+        if self.beta != 1:
+            logarithm = torch.where(y < _SMALL, y.log() + log(self.beta), logarithm)
+        return y + logarithm / self.beta
 
     @override
     def slope(self, x: Tensor, limits: Limits) -> Tensor:

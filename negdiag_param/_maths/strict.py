@@ -8,7 +8,7 @@ from torch import Tensor
 from negdiag_param._maths.limits import FLOAT_DTYPES, Limits, widened
 from negdiag_param._maths.scalar_map import ScalarMap
 
-_NEIGHBOURS = [sign * count for count in range(1, 9) for sign in (1, -1)]
+_STEPS = [0, *(sign * count for count in range(1, 11) for sign in (1, -1))]
 
 
 class StrictMap:
@@ -48,32 +48,53 @@ class StrictMap:
         return self.scalar_map.smooth(widened(original), limits).to(original.dtype)
 
     def inverse(self, entries: Tensor) -> Tensor:
-        """The original entries that give the feasible ``entries``, or come nearest."""
-        limits = self.limits(entries.dtype)
-        original = self.scalar_map.inverse(widened(entries), limits).to(entries.dtype)
-        return self._nearest(original, entries) if self.has_slope else original
+        """The original entries that give the feasible ``entries``, or come nearest.
 
-    def _nearest(self, original: Tensor, entries: Tensor) -> Tensor:
-        """The best of ``original`` and its neighbours.
-
-        The inverse is exact to a few roundings. What the map itself has made out of some original
-        is among the neighbours, so that a weight which is assigned to itself stays what it is.
+        What the map itself has made out of some original is given exactly, so that a weight which
+        is assigned to itself stays what it is.
         """
+        limits = self.limits(entries.dtype)
+        wide = self.scalar_map.inverse(widened(entries), limits)
+        original = wide.to(entries.dtype)
         error = (self.value(original) - entries).abs()
-        if not error.any():
-            return original
-        wide, eps = widened(original), torch.finfo(entries.dtype).eps
-        slope = self.slope(original).abs().clamp(min=torch.finfo(torch.float32).tiny)
-        # At most the distance of two originals, or else a quarter of that of two entries.
-        apart = wide.abs() * (eps / 2)
-        step = torch.maximum(apart, widened(entries).abs() * (eps / 8) / slope)
-        best = original
-        for count in _NEIGHBOURS:
-            candidate = (wide + count * step).to(entries.dtype)
-            found = (self.value(candidate) - entries).abs()
-            best = torch.where(found < error, candidate, best)
-            error = torch.minimum(found, error)
-        return best
+        for start in (wide, self.scalar_map.mirrored(wide, limits)):
+            if start is not None and error.any():
+                original, error = self._nearer(start, original, error, entries)
+        return original
+
+    def _nearer(
+        self, start: Tensor, best: Tensor, error: Tensor, entries: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """``best`` or, where the ``error`` is smaller there, a neighbour of ``start``.
+
+        The inverse is exact to a few roundings, of the value where that is flat and of the original
+        where it is steep; the one it was made of is a few steps of either kind away.
+        """
+        eps = torch.finfo(entries.dtype).eps
+        slope = self._steepness(start, self.limits(entries.dtype))
+        # At most the distance of two originals; of two arguments of the map and of two entries.
+        fine = start.abs() * (eps / 2)
+        argument = self.scalar_map.argument(start).abs() * (torch.finfo(start.dtype).eps / 2)
+        coarse = torch.maximum(fine, widened(entries).abs() * (eps / 4) / slope)
+        between = torch.maximum(argument, (coarse * fine).sqrt())
+        for step in (torch.maximum(argument, coarse), between, fine):
+            for count in _STEPS:
+                candidate = (start + count * step).to(entries.dtype)
+                found = (self.value(candidate) - entries).abs()
+                best = torch.where(found < error, candidate, best)
+                error = torch.minimum(found, error)
+            start = widened(best)
+        return best, error
+
+    def _steepness(self, x: Tensor, limits: Limits) -> Tensor:
+        """The size of the slope, roughly, and never zero."""
+        if self.has_slope:
+            slope = self.scalar_map.slope(x, limits)
+        else:
+            half = (1.0 + x.abs()) * torch.finfo(x.dtype).eps ** (1 / 3)
+            value = self.scalar_map.value
+            slope = (value(x + half, limits) - value(x - half, limits)) / (2.0 * half)
+        return slope.abs().clamp(min=torch.finfo(torch.float32).tiny)
 
     def limits(self, dtype: torch.dtype) -> Limits:
         """What is feasible in ``dtype``.

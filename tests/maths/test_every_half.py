@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from tests.support.asserts import assert_negative, assert_same_bits
-from tests.support.tables import CONSTANTS, RESTING, VARIANTS
+from tests.support.modules import OwnSquareDiagonal
+from tests.support.tables import RESTING, VARIANTS
 
 HALVES = [torch.float16, torch.bfloat16]
 MARGINS = (0.0, 0.1, 2.7)
@@ -22,37 +23,47 @@ def margins(name: str) -> list[float]:
     return [margin for margin in MARGINS if name not in RESTING or margin < 2.5]
 
 
-CASES = [(name, margin) for name in VARIANTS for margin in margins(name)]
+# A user's map has no slope to be asked for, but the same promise.
+CASES_OF = VARIANTS | {"subclass": OwnSquareDiagonal}
+CASES = [(name, margin) for name in CASES_OF for margin in margins(name)]
 
 
 @every_half
-@pytest.mark.parametrize(("name", "margin"), CASES)
+@pytest.mark.parametrize(("name", "margin"), [case for case in CASES if case[0] in VARIANTS])
 def test_every_original_gives_a_strict_value_and_finite_gradients(name, margin, dtype):
     parametrization = VARIANTS[name](margin, dims=())
     original = patterns(dtype).requires_grad_()
     value = parametrization(original)
     assert_negative(value, margin)
-    for upstream in (1.0, -1.0, torch.finfo(dtype).tiny):
-        (gradient,) = torch.autograd.grad(
+
+    def gradient(upstream: float) -> Tensor:
+        (found,) = torch.autograd.grad(
             value, original, torch.full_like(value, upstream), retain_graph=True
         )
-        assert gradient.isfinite().all()
+        return found
+
+    info = torch.finfo(dtype)
+    for size in (1.0, info.tiny, info.tiny * info.eps):
+        assert gradient(size).isfinite().all()
+        assert_same_bits(gradient(-size), -gradient(size))
+    # The largest may overflow where the map is steep, which loss scalers wait for; no NaN.
+    largest, slope = gradient(info.max), gradient(1.0)
+    assert largest[slope.abs() < 1].isfinite().all()
+    assert not (largest.isnan() | (largest * slope < 0)).any()
 
 
 @every_half
-@pytest.mark.parametrize("margin", MARGINS)
-@pytest.mark.parametrize("name", CONSTANTS)
+@pytest.mark.parametrize(("name", "margin"), CASES)
 def test_a_weight_that_is_assigned_to_itself_stays_what_it_is(name, margin, dtype):
-    parametrization = CONSTANTS[name](margin, dims=(), infeasible="error")
+    parametrization = CASES_OF[name](margin, dims=(), infeasible="error")
     value = parametrization(patterns(dtype))
     assert_same_bits(parametrization(parametrization.right_inverse(value)), value)
 
 
 @every_half
-@pytest.mark.parametrize("margin", MARGINS)
-@pytest.mark.parametrize("name", CONSTANTS)
+@pytest.mark.parametrize(("name", "margin"), CASES)
 def test_every_feasible_value_can_be_assigned(name, margin, dtype):
-    parametrization = CONSTANTS[name](margin, dims=(), infeasible="error")
+    parametrization = CASES_OF[name](margin, dims=(), infeasible="error")
     values = patterns(dtype)
     values = values[(values < 0) & (values.double() <= -margin)]
     original = parametrization.right_inverse(values)
@@ -62,12 +73,15 @@ def test_every_feasible_value_can_be_assigned(name, margin, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize("name", ["smooth_abs", "exp", "softplus", "square", "sign_flip"])
-def test_so_it_does_in_wider_dtypes(name, dtype):
+@pytest.mark.parametrize(("name", "margin"), CASES)
+def test_so_it_does_in_wider_dtypes(name, margin, dtype):
+    """All but one in a million, where roundings of the map leave gaps among its values."""
     torch.manual_seed(0)
-    sizes = torch.tensor([1e-3, 0.1, 1.0, 10.0], dtype=dtype).repeat(20_000)
-    parametrization = CONSTANTS[name](0.0, dims=())
-    value = parametrization(sizes * torch.randn(len(sizes), dtype=dtype))
+    normal = torch.randn(20_000, dtype=dtype)
+    tiny = normal.sign() * torch.empty_like(normal).uniform_(-60, 6).exp()
+    original = torch.cat([4 * normal, tiny, torch.empty_like(normal).uniform_(-90, 90)])
+    parametrization = CASES_OF[name](margin, dims=())
+    value = parametrization(original)
     found = parametrization(parametrization.right_inverse(value))
-    assert (found != value).sum() <= 1e-5 * len(value)
+    assert (found != value).sum() <= 1
     torch.testing.assert_close(found, value, rtol=2 * torch.finfo(dtype).eps, atol=0)
