@@ -9,6 +9,7 @@ everything that traces or transforms PyTorch code:
 - a ``torch.where`` without in-place writes, while exporting or tracing.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,9 @@ from negdiag_param._maths.strict import StrictMap
 def constrain(original: Tensor, diagonal: Diagonal, strict: StrictMap) -> Tensor:
     """A copy of ``original`` whose diagonal is mapped by ``strict``."""
     if _torch_private.is_exporting() or torch.jit.is_tracing():
-        return diagonal.exported(original, strict.value)
+        learns = original.requires_grad and not torch.onnx.is_in_onnx_export()
+        value = partial(mapped, strict=strict) if learns else strict.value
+        return diagonal.exported(original, value)
     if not strict.has_slope or is_transformed(original):
         return diagonal.scattered(original, mapped(diagonal.view(original), strict))
     if original.requires_grad and torch.is_grad_enabled():
