@@ -29,6 +29,7 @@ from tests.ranks.models import (
     weights,
     whole,
 )
+from tests.support.versions import RESUMES
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(CLOCK)]
 
@@ -74,6 +75,7 @@ def scrambled(map: str = "exp") -> nn.Sequential:
     return model
 
 
+@RESUMES
 @on(3)
 def test_training_goes_on_from_a_sharded_checkpoint(folder: Path) -> None:
     model = scrambled()

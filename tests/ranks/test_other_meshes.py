@@ -13,8 +13,14 @@ from negdiag_param import register_negative_diagonal
 from tests.ranks.harness import CLOCK, Groups, on
 from tests.ranks.kinds import KINDS, build, split_of
 from tests.ranks.models import EVEN, assert_trained_alike, make, train_with, whole
+from tests.support.versions import RESUMES
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(CLOCK), pytest.mark.filterwarnings("ignore")]
+pytestmark = [
+    RESUMES,
+    pytest.mark.slow,
+    pytest.mark.timeout(CLOCK),
+    pytest.mark.filterwarnings("ignore"),
+]
 
 # Four by one and one by four are fully_shard alone and tensor parallelism alone on four ranks.
 READERS = [*((name, kind.ranks) for name, kind in KINDS.items()), ("fsdp2", 4), ("tp", 4)]

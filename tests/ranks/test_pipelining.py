@@ -21,8 +21,9 @@ from torch.distributed.pipelining.schedules import _PipelineSchedule
 from negdiag_param import negative_diagonals, plain_state_dict, register_negative_diagonal
 from tests.ranks.harness import CLOCK, on
 from tests.ranks.models import N, batch
+from tests.support.versions import PIPELINES
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(CLOCK)]
+pytestmark = [PIPELINES, pytest.mark.slow, pytest.mark.timeout(CLOCK)]
 
 # Which stages each of two ranks holds.
 PLACES = {
