@@ -22,7 +22,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -33,8 +33,9 @@ from cosmic_ray.plugins import get_operator, operator_names
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "negdiag_param"
-FIRST = ("test_forms", "test_strict", "test_round_trips", "test_geometry", "test_feasible")
+FIRST = ("test_forms", "test_strict", "test_round_trips", "test_geometry")
 APART = ("harness", "lightning", "accelerate", "script", "imports")  # of PyTorch's and others' own
+RANKS = ["tests/ranks", *(f"--ignore=tests/ranks/test_{name}.py" for name in APART)]
 STAGES = {
     "_maths": (
         [f"tests/maths/{name}.py" for name in FIRST],
@@ -43,15 +44,17 @@ STAGES = {
     ),
     "_life": (
         ["tests/life", "tests/doors"],
-        ["tests/bad_input", "tests/wrappers", "tests/traps", "tests/tracing", "tests/maths"],
+        ["tests/bad_input", "tests/wrappers", "tests/traps", "tests/tracing"],
+        RANKS,
     ),
     "_doors": (
         ["tests/doors", "tests/bad_input"],
-        ["tests/life", "tests/wrappers", "tests/traps", "tests/tracing", "tests/maths"],
+        ["tests/life", "tests/wrappers", "tests/traps", "tests/tracing"],
+        RANKS,
     ),
     "_ranks": (
         ["tests/ranks/test_geometry.py", "tests/ranks/test_placements.py"],
-        ["tests/ranks", *(f"--ignore=tests/ranks/test_{name}.py" for name in APART)],
+        RANKS,
         ["tests/maths", "tests/doors", "tests/life"],
     ),
 }
@@ -119,7 +122,7 @@ def mutants(path: Path, draw: random.Random) -> Iterator[Mutant]:
                 break
 
 
-def stage(tree: Path, arguments: Iterable[str]) -> int:
+def stage(tree: Path, arguments: list[str]) -> int:
     """How the tests ended, run from the copy ``tree`` in a child of this process."""
     if child := os.fork():
         deadline = time.monotonic() + PATIENCE
@@ -143,7 +146,8 @@ def stage(tree: Path, arguments: Iterable[str]) -> int:
         for name in [n for n in sys.modules if n.partition(".")[0] in {"tests", PACKAGE}]:
             del sys.modules[name]
         pytest = importlib.import_module("pytest")
-        os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *arguments]))
+        chosen = "slow" if "ranks" in arguments[0] else "not slow"
+        os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", chosen, *arguments]))
     finally:
         os._exit(70)
 
@@ -165,9 +169,8 @@ def survives(folder: Path, mutant: Mutant) -> bool:
     original = file.read_text()
     file.write_text(mutant.code)
     try:
-        room = mutant.path.parts[1]
-        chosen = [] if room == "_ranks" else ["-m", "not slow"]
-        return all(stage(tree, [*chosen, *tests]) == 0 for tests in STAGES[room])
+        stages = STAGES[mutant.path.parts[1]]
+        return all(stage(tree, tests) == 0 for tests in stages)
     finally:
         file.write_text(original)
 

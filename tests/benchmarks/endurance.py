@@ -41,16 +41,16 @@ def endured(way: str, make: Make, steps: int) -> tuple[float, int | None]:
     return closest, None
 
 
-def table(steps: int) -> Table:
+def table(names: Sequence[str], steps: int) -> Table:
     found = Table(
         f"Entries that start at {START}, pushed upwards for {steps:,} steps, then downwards",
         "The closest approach to zero, and the steps back.",
     )
-    for name, makes in optimizers().items():
+    for name in names:
         for way in MAPS:
-            tell(f"{name}, {way}")
-            closest, back = endured(way, makes[0], steps)
+            closest, back = endured(way, optimizers()[name][0], steps)
             shown = f"{back:,}" if back else f"more than {steps:,}"
+            tell(f"{name}, {way}: {closest:.1e}, back in {shown}")
             found.put(name, {way: f"{closest:.1e}, back in {shown}"})
     return found
 
@@ -58,10 +58,11 @@ def table(steps: int) -> Table:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs from the command line."""
     parser = argparse.ArgumentParser(prog="endurance", description=__doc__)
+    parser.add_argument("optimizers", nargs="*", default=list(optimizers()))
     parser.add_argument("--steps", type=int, default=100_000)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    print(table(options.steps).markdown())
+    print(table(options.optimizers, options.steps).markdown())
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 from torch.distributions import AffineTransform, ComposeTransform, SoftplusTransform
@@ -123,3 +124,20 @@ def test_the_ecosystems_door_gives_the_same_weight(layer, map):
     module = layer.make()
     parametrize.register_parametrization(module, layer.tensor_name, parametrization)
     assert_same_bits(weight_of(layer, module), weight_of(layer, helped))
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        torch.rand(3, 4),
+        torch.rand(4, 3).T,
+        torch.rand(6, 8)[::2, ::2],
+        torch.rand(8, 6)[::2, ::2].T,
+    ],
+    ids=["contiguous", "transposed", "sliced", "both"],
+)
+def test_the_original_is_laid_out_as_the_weight_was(weight):
+    layer = nn.Linear(4, 3)
+    layer.weight = nn.Parameter(weight)
+    register_negative_diagonal(layer)
+    assert layer.parametrizations.weight.original.stride() == weight.stride()

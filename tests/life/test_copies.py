@@ -94,3 +94,13 @@ def test_a_bare_class_copies_and_pickles_its_parametrization():
     parametrization = pickle.loads(pickle.dumps(layer.parametrizations.weight[0]))
     original = layer.parametrizations.weight.original
     assert torch.equal(parametrization(original), layer.weight)
+
+
+def test_a_recurrent_network_can_be_copied_after_a_forward_pass():
+    rnn = register_negative_diagonal(nn.LSTM(3, 3), "weight_hh_l0")
+    x = torch.randn(2, 1, 3)
+    expected = rnn(x)[0]
+    replica = copy.deepcopy(rnn)
+    torch.testing.assert_close(replica(x)[0], expected)
+    rnn.weight_hh_l0 = -torch.ones(12, 3)
+    torch.testing.assert_close(replica(x)[0], expected)

@@ -4,8 +4,10 @@ import copy
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils import parametrize
 
-from negdiag_param import plain_state_dict
+from negdiag_param import plain_state_dict, register_negative_diagonal
 from tests.support.asserts import assert_same_state
 from tests.support.modules import registered_net, stock_net
 
@@ -52,3 +54,12 @@ def test_a_checkpoint_without_the_mark_loads():
     state = {k: v for k, v in source.state_dict().items() if "0._extra_state" not in k}
     net.load_state_dict(state, strict=True)
     assert_same_state(net, source)
+
+
+def test_a_plain_key_after_a_tensor_with_two_parametrizations_is_read():
+    rnn = register_negative_diagonal(nn.RNN(3, 3, num_layers=2), "weight_hh_l*")
+    parametrize.register_parametrization(rnn, "weight_hh_l0", nn.Identity())
+    plain = 2 * rnn.weight_hh_l1.detach()
+    state = {key: value for key, value in rnn.state_dict().items() if "weight_hh_l1" not in key}
+    rnn.load_state_dict(state | {"weight_hh_l1": plain}, strict=True)
+    torch.testing.assert_close(rnn.weight_hh_l1.detach(), plain)

@@ -3,11 +3,12 @@
 import copy
 import pickle
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
-from negdiag_param import register_negative_diagonal
+from negdiag_param import register_negative_diagonal, remove_negative_diagonal
 from tests.support.asserts import reflected
 from tests.support.modules import Half
 from tests.support.tables import LAYERS, every_map
@@ -82,3 +83,26 @@ def test_the_state_of_a_chain_loads_into_a_like_one():
     source.weight = -torch.eye(4)
     target.load_state_dict(source.state_dict())
     torch.testing.assert_close(target.weight, source.weight)
+
+
+def over_two_originals() -> nn.Linear:
+    torch.manual_seed(0)
+    layer = parametrizations.weight_norm(nn.Linear(4, 3))
+    return register_negative_diagonal(layer, infeasible="reflect")
+
+
+def test_removal_over_two_originals_keeps_the_value():
+    layer = over_two_originals()
+    value = layer.weight.detach().clone()
+    remove_negative_diagonal(layer)
+    assert type(layer) is nn.Linear
+    torch.testing.assert_close(layer.weight.detach(), value)
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (5, 4), (3, 3), (3, 6)], ids=str)
+def test_a_weight_of_another_shape_is_refused_over_two_originals(shape):
+    layer = over_two_originals()
+    before = layer.state_dict()
+    with pytest.raises(ValueError, match=r"weight: expected originals of shapes .*\(3, 4\)"):
+        layer.weight = -torch.ones(shape)
+    torch.testing.assert_close(layer.state_dict(), before, rtol=0, atol=0)

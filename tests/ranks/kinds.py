@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from negdiag_param import register_negative_diagonal
 from tests.ranks.models import EVEN, PLAN, make, shard
+from tests.support.versions import HYBRID
 
 Register = Callable[[nn.Module], nn.Module]
 
@@ -76,8 +77,12 @@ FSDP1 = ("fsdp1", "fsdp1_flat")
 
 def every_kind(*but: str) -> pytest.MarkDecorator:
     """The kinds with their ranks, for tests that run ``on()`` those."""
-    rows = [(name, kind.ranks) for name, kind in KINDS.items() if name not in but]
-    return pytest.mark.parametrize(("kind", "ranks"), rows, ids=[name for name, _ in rows])
+    rows = [
+        pytest.param(name, kind.ranks, id=name, marks=HYBRID if name == "hsdp" else ())
+        for name, kind in KINDS.items()
+        if name not in but
+    ]
+    return pytest.mark.parametrize(("kind", "ranks"), rows)
 
 
 def build(kind: str, seed: int = 0, **options: object) -> nn.Module:

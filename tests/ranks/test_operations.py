@@ -7,6 +7,7 @@ from torch import nn
 from negdiag_param import NegExpDiagonal, register_negative_diagonal
 from tests.ranks.harness import CLOCK, on
 from tests.ranks.layouts import BUILT_IN, along, mesh, shard
+from tests.support.versions import COMPILED_SHARDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(CLOCK)]
 
@@ -65,6 +66,7 @@ def test_layers_have_parity(shape: tuple[int, ...], blocks: int) -> None:
         assert sharded.weight.full_tensor().equal(alone.weight)
 
 
+@COMPILED_SHARDS
 @on(2)
 def test_shards_compile_in_one_graph() -> None:
     where = mesh()

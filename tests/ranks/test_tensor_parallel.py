@@ -37,6 +37,7 @@ from tests.ranks.models import (
     whole,
     world,
 )
+from tests.support.versions import COMPILED_SHARDS, COPIED_SHARDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(CLOCK)]
 
@@ -67,6 +68,7 @@ def test_takes_the_bare_class() -> None:
     assert_trained_alike(model, alone)
 
 
+@COMPILED_SHARDS
 @on(2)
 def test_compiles_in_one_graph() -> None:
     alone, model = registered(n=EVEN), parallel()
@@ -98,6 +100,7 @@ def test_is_assigned_initialised_and_monitored() -> None:
     assert_same_diagonals(model, alone)
 
 
+@COPIED_SHARDS
 @on(2)
 def test_is_not_cached_nor_shared_with_copies() -> None:
     model, eye = parallel(), torch.eye(EVEN)
