@@ -15,7 +15,7 @@ from typing import Any, cast
 from weakref import WeakValueDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 
 from negdiag_param import _torch_private
@@ -79,7 +79,7 @@ def _made(base: type[nn.Module], tensor_names: tuple[str, ...]) -> type[nn.Modul
             return reduced  # the class has its own way, without a state
         slots = {name: getattr(self, name) for name in slot_names if hasattr(self, name)}
         arguments = base, list(lookup.lists(self)), slots
-        return _revive, arguments, _without_derived_tensors(reduced[2])
+        return _revive, arguments, reduced[2]
 
     def register_parameter(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
         # `layer.weight = nn.Parameter(W)` comes here before it could reach the property.
@@ -123,15 +123,3 @@ def _revive(base: type[nn.Module], tensor_names: list[str], slots: dict[str, Any
     for name, value in slots.items():
         object.__setattr__(module, name, value)
     return module
-
-
-def _without_derived_tensors(state: Any) -> Any:
-    # RNNs keep the weights of their last forward pass. Those are not leaves, which deepcopy
-    # refuses; a copy gets their values, and its next forward pass replaces them.
-    if not isinstance(state, dict):
-        return state
-    return {key: _detached(value) if type(value) is list else value for key, value in state.items()}
-
-
-def _detached(values: list[Any]) -> list[Any]:
-    return [v.detach() if isinstance(v, Tensor) and not v.is_leaf else v for v in values]
