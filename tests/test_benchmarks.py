@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.benchmarks import overhead, training
+from tests.benchmarks import endurance, overhead, training
 from tests.benchmarks._layers import conv, linear
 from tests.benchmarks._memory import peak_bytes
 from tests.benchmarks._problems import TARGETS, regressions
@@ -126,3 +126,10 @@ def test_cheap_jobs_are_repeated():
     )
     assert len(calls) > 100
     assert set(ratios) == {"job"}
+
+
+def test_every_map_stays_negative_under_every_optimizer(capsys):
+    assert endurance.main(["--steps", "100"]) == 0
+    printed, _ = capsys.readouterr()
+    for name in MAPS:
+        assert f"\n| {name} | -" in printed
