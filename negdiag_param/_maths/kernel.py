@@ -24,6 +24,7 @@ from negdiag_param._maths.strict import StrictMap
 def constrain(original: Tensor, diagonal: Diagonal, strict: StrictMap) -> Tensor:
     """A copy of ``original`` whose diagonal is mapped by ``strict``."""
     if _torch_private.is_exporting() or torch.jit.is_tracing():
+        # Autograd's own way through the value has other slopes at corners, and NaN far out.
         learns = original.requires_grad and not torch.onnx.is_in_onnx_export()
         value = partial(mapped, strict=strict) if learns else strict.value
         return diagonal.exported(original, value)

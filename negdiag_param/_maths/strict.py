@@ -1,5 +1,6 @@
 """A scalar map with a margin, strictly negative and finite in every floating dtype."""
 
+from collections.abc import Iterable
 from contextlib import suppress
 
 import torch
@@ -9,6 +10,7 @@ from negdiag_param._maths.limits import FLOAT_DTYPES, Limits, widened
 from negdiag_param._maths.scalar_map import ScalarMap
 
 _STEPS = [0, *(sign * count for count in range(1, 11) for sign in (1, -1))]
+_SMALL = 2**16  # entries, of which memory holds a score of copies
 
 
 class StrictMap:
@@ -50,8 +52,8 @@ class StrictMap:
     def inverse(self, entries: Tensor) -> Tensor:
         """The original entries that give the feasible ``entries``, or come nearest.
 
-        What the map itself has made out of some original is given exactly, so that a weight which
-        is assigned to itself stays what it is.
+        What the map itself has made out of some original is hit exactly, so that a weight which is
+        assigned to itself stays what it is.
         """
         limits = self.limits(entries.dtype)
         wide = self.scalar_map.inverse(widened(entries), limits)
@@ -78,13 +80,22 @@ class StrictMap:
         coarse = torch.maximum(fine, widened(entries).abs() * (eps / 4) / slope)
         between = torch.maximum(argument, (coarse * fine).sqrt())
         for step in (torch.maximum(argument, coarse), between, fine):
-            for count in _STEPS:
-                candidate = (start + count * step).to(entries.dtype)
-                found = (self.value(candidate) - entries).abs()
+            for candidate, value in self._tried(start, step, entries.dtype):
+                found = (value - entries).abs()
                 best = torch.where(found < error, candidate, best)
                 error = torch.minimum(found, error)
             start = widened(best)
         return best, error
+
+    def _tried(
+        self, start: Tensor, step: Tensor, dtype: torch.dtype
+    ) -> Iterable[tuple[Tensor, Tensor]]:
+        """The neighbours with their values, of a small tensor all at once."""
+        candidates = ((start + count * step).to(dtype) for count in _STEPS)
+        if self.has_slope and start.numel() <= _SMALL:
+            together = torch.stack(list(candidates))
+            return zip(together, self.value(together), strict=True)
+        return ((candidate, self.value(candidate)) for candidate in candidates)
 
     def _steepness(self, x: Tensor, limits: Limits) -> Tensor:
         """The size of the slope, roughly, and never zero."""
