@@ -17,7 +17,7 @@ from tests.support.tables import CONSTANTS
 WIDE = st.sampled_from([torch.float32, torch.float64])
 MARGINS = st.sampled_from([0.0, 1e-3, 0.1, 2.7])
 examples = settings(
-    max_examples=40,
+    max_examples=25,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],

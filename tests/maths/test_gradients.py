@@ -89,7 +89,6 @@ def test_exported_gradients_are_the_eager_ones(dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
-def test_compiled_gradients_are_the_eager_ones(dtype):
-    model = Variants(dtype)
-    assert_same_gradients(compiled(model), model, dtype)
+def test_compiled_gradients_are_the_eager_ones():
+    model = Variants(torch.float32)
+    assert_same_gradients(compiled(model), model, torch.float32)
