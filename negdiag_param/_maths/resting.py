@@ -36,7 +36,7 @@ class Resting(ScalarMap):
 
     @override
     def value(self, x: Tensor, limits: Limits) -> Tensor:
-        return self.inner.value(x + self._shift, limits)
+        return self.inner.value(self.argument(x), limits)
 
     @override
     def inverse(self, value: Tensor, limits: Limits) -> Tensor:
@@ -54,12 +54,12 @@ class Resting(ScalarMap):
 
     @override
     def slope(self, x: Tensor, limits: Limits) -> Tensor:
-        return self.inner.slope(x + self._shift, limits)
+        return self.inner.slope(self.argument(x), limits)
 
     @override
     def smooth(self, x: Tensor, limits: Limits) -> Tensor:
-        return self.inner.smooth(x + self._shift, limits)
+        return self.inner.smooth(self.argument(x), limits)
 
     @override
     def value_and_slope(self, x: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
-        return self.inner.value_and_slope(x + self._shift, limits)
+        return self.inner.value_and_slope(self.argument(x), limits)

@@ -1,8 +1,8 @@
 """Shapes, places of the diagonal, layouts and modes of PyTorch, drawn at random."""
 
-import contextlib
 import math
-from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.support.asserts import assert_negative, assert_same_bits
+from tests.support.modes import flushing, switched
 from tests.support.tables import CONSTANTS
 
 WIDE = st.sampled_from([torch.float32, torch.float64])
@@ -90,44 +91,14 @@ def laid_out(draw: st.DrawFn, shape: tuple[int, ...], dtype: torch.dtype) -> Ten
     return random(*shape)
 
 
-@contextlib.contextmanager
-def nothing() -> Iterator[None]:
-    yield
-
-
-@contextlib.contextmanager
-def flushing() -> Iterator[None]:
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
-
-
-@contextlib.contextmanager
-def default_dtype() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-@contextlib.contextmanager
-def deterministic() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
 MODES = {
-    "as it is": nothing,
+    "as it is": nullcontext,
     "flushed subnormals": flushing,
-    "another default dtype": default_dtype,
+    "another default dtype": partial(
+        switched, torch.set_default_dtype, torch.float64, torch.float32
+    ),
     "another default device": lambda: torch.device("meta"),
-    "deterministic algorithms": deterministic,
+    "deterministic algorithms": partial(switched, torch.use_deterministic_algorithms, True, False),
     "anomaly detection": torch.autograd.detect_anomaly,
 }
 

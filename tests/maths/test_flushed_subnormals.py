@@ -1,24 +1,13 @@
 """Where the processor reads subnormal numbers as zero, a diagonal is negative all the same."""
 
-from contextlib import contextmanager
-
 import pytest
 import torch
 from torch import Tensor, nn
 
 from negdiag_param import register_negative_diagonal
 from tests.support.asserts import assert_negative
+from tests.support.modes import flushing
 from tests.support.tables import CLASSES, every_dtype, every_map, every_margin, extremes, smallest
-
-
-@contextmanager
-def flushing(on: bool):
-    if on and not torch.set_flush_denormal(True):
-        pytest.skip("cannot flush subnormals here")
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
 
 
 def assert_negative_here_and_there(diagonal: Tensor, margin: float) -> None:
