@@ -75,7 +75,6 @@ def test_every_feasible_value_can_be_assigned(name, margin, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize(("name", "margin"), CASES)
 def test_so_it_does_in_wider_dtypes(name, margin, dtype):
-    """All but one in a million, where roundings of the map leave gaps among its values."""
     torch.manual_seed(0)
     normal = torch.randn(5_000, dtype=dtype)
     tiny = normal.sign() * torch.empty_like(normal).uniform_(-60, 6).exp()
@@ -83,5 +82,5 @@ def test_so_it_does_in_wider_dtypes(name, margin, dtype):
     parametrization = CASES_OF[name](margin, dims=())
     value = parametrization(original)
     found = parametrization(parametrization.right_inverse(value))
-    assert (found != value).sum() <= 1
+    assert (found != value).sum() <= 1e-5 * len(value)
     torch.testing.assert_close(found, value, rtol=2 * torch.finfo(dtype).eps, atol=0)
