@@ -80,7 +80,7 @@ class StrictMap:
         coarse = torch.maximum(fine, widened(entries).abs() * (eps / 4) / slope)
         between = torch.maximum(argument, (coarse * fine).sqrt())
         for step in (torch.maximum(argument, coarse), between, fine):
-            for candidate, value in self._tried(start, step, entries.dtype):
+            for candidate, value in self._tried(start, step, entries):
                 found = (value - entries).abs()
                 best = torch.where(found < error, candidate, best)
                 error = torch.minimum(found, error)
@@ -88,14 +88,20 @@ class StrictMap:
         return best, error
 
     def _tried(
-        self, start: Tensor, step: Tensor, dtype: torch.dtype
+        self, start: Tensor, step: Tensor, entries: Tensor
     ) -> Iterable[tuple[Tensor, Tensor]]:
-        """The neighbours with their values, of a small tensor all at once."""
-        candidates = ((start + count * step).to(dtype) for count in _STEPS)
-        if self.has_slope and start.numel() <= _SMALL:
-            together = torch.stack(list(candidates))
-            return zip(together, self.value(together), strict=True)
-        return ((candidate, self.value(candidate)) for candidate in candidates)
+        """The neighbours with their values; of a small tensor only the nearest to ``entries``."""
+        if not self.has_slope or start.numel() > _SMALL:
+            for count in _STEPS:
+                candidate = (start + count * step).to(entries.dtype)
+                yield candidate, self.value(candidate)
+            return
+        counts = torch.tensor(_STEPS, dtype=start.dtype, device=start.device)
+        candidates = (start + counts.view(-1, *[1] * start.ndim) * step).to(entries.dtype)
+        values = self.value(candidates)
+        error = (values - entries).abs().nan_to_num(nan=torch.inf)
+        nearest = error.argmin(0, keepdim=True)  # the first of several
+        yield candidates.gather(0, nearest)[0], values.gather(0, nearest)[0]
 
     def _steepness(self, x: Tensor, limits: Limits) -> Tensor:
         """The size of the slope, roughly, and never zero."""

@@ -12,11 +12,12 @@ if TYPE_CHECKING:
 def pytest_configure(config: pytest.Config) -> None:
     """While this process still imports, unless others run the tests or the slow ones are left."""
     if config.getoption("dist", "no") == "no" and not config.option.markexpr:
-        forks.start()
+        for source in (forks.RANKS, forks.BARE):
+            source.start()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs no ranks runs while they get ready."""
+    """What needs none of these ranks runs while they get ready."""
     items.sort(key=lambda item: "groups" in item.fixturenames)
 
 
@@ -25,7 +26,5 @@ def groups(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Groups]":
     """Process groups, which all tests share."""
     from tests.ranks.harness import Groups
 
-    groups = Groups(tmp_path_factory.mktemp("ranks"))
-    yield groups
-    if failure := groups.close():
-        pytest.fail(failure, pytrace=False)
+    with Groups.at(tmp_path_factory.mktemp("ranks"), forks.RANKS) as groups:
+        yield groups

@@ -78,8 +78,8 @@ def test_replicas_stay_in_step_after(name: str, wrap: str) -> None:
     alone, model = (registered() if CHANGES[name] else make() for _ in range(2))
     replicas = WRAP[wrap](model)
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.02) for m in (alone, model)]
-    for steps in (2, 4):
-        if steps == 4:
+    for steps in (1, 3):
+        if steps == 3:
             change(name, alone)
             change(name, replicas)
         train_with(optimizers[0], alone, split=False, steps=steps)

@@ -42,8 +42,8 @@ def test_trains_in_mixed_precision(map: str) -> None:
     model = sharded(map=map, mp_policy=policy)
     model[0].register_forward_pre_hook(lambda layer, _: seen.append(layer.weight))
     before = train(model, split=True, steps=1)
-    after = train(model, split=True, steps=15)
-    assert len(seen) == 16
+    after = train(model, split=True, steps=7)
+    assert len(seen) == 8
     assert all(w.dtype == torch.bfloat16 and w.detach().diagonal().max() < 0 for w in seen)
     assert after < before
     assert all(w.diagonal().max() < 0 for w in weights(model))

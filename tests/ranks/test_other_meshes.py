@@ -22,8 +22,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
 ]
 
-# Four by one and one by four are fully_shard alone and tensor parallelism alone on four ranks.
-READERS = [*((name, kind.ranks) for name, kind in KINDS.items()), ("fsdp2", 4), ("tp", 4)]
+# One by four is tensor parallelism alone on four ranks.
+READERS = [*((name, kind.ranks) for name, kind in KINDS.items()), ("tp", 4)]
 
 
 @pytest.fixture(scope="module")

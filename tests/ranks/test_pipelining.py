@@ -58,7 +58,7 @@ def staged(model: nn.Sequential, schedule: type, register: str) -> tuple[nn.Modu
     return parts, schedule(built[0] if single else built, n_microbatches=4, loss_fn=loss)
 
 
-def train(parts: nn.ModuleDict, schedule: _PipelineSchedule, steps: int = 4) -> None:
+def train(parts: nn.ModuleDict, schedule: _PipelineSchedule, steps: int = 3) -> None:
     optimizer = torch.optim.Adam(parts.parameters(), lr=0.05)
     x, y = batch()
     last = str(max(max(places) for places in PLACES[type(schedule)]))
@@ -68,7 +68,7 @@ def train(parts: nn.ModuleDict, schedule: _PipelineSchedule, steps: int = 4) -> 
         optimizer.step()
 
 
-def trained_alone(stages: int, steps: int = 4) -> nn.Sequential:
+def trained_alone(stages: int, steps: int = 3) -> nn.Sequential:
     model = register_negative_diagonal(make(stages), "*.weight")
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     x, y = batch()

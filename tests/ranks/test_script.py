@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributed.run import main as torchrun
 
-from tests.ranks.forks import forked
+from tests.ranks.forks import RANKS
 from tests.ranks.harness import CLOCK
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(CLOCK)]
@@ -27,8 +27,7 @@ def test_script_trains_and_resumes_on_another_number_of_ranks(tmp_path: Path) ->
 
 def results(output: Path, *arguments: object) -> list[float]:
     """What ``torchrun`` with these arguments prints: the loss and the largest diagonal entry."""
-    process = forked(run, [*map(str, arguments)], output)
-    process.start()
+    process = RANKS.fork(run, [*map(str, arguments)], output)
     try:
         # A collective that never comes ends with gloo's own timeout, half an hour.
         process.join()

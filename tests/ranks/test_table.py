@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -37,8 +38,8 @@ def output(model: nn.Module) -> torch.Tensor:
 def test_trains_as_one_process(kind: str) -> None:
     alone = register_negative_diagonal(make(EVEN), "*.weight")
     model = build(kind)
-    train(alone, split=False, steps=5)
-    train(model, split=split_of(kind), steps=5)
+    train(alone, split=False)
+    train(model, split=split_of(kind))
     torch.testing.assert_close(output(model), output(alone))
 
 
@@ -60,10 +61,14 @@ def test_caches_are_never_stale(kind: str) -> None:
 @every_kind("hsdp", "tp")
 @on()
 def test_compiles_layer_by_layer(kind: str) -> None:
-    """One layer: another would take as long again. HSDP is FSDP2 here; "tp" compiles as a whole."""
+    """One layer, on the rank whose shards begin farthest inside: others would take as long again.
+
+    HSDP is FSDP2 here; "tp" compiles as a whole.
+    """
     torch._dynamo.reset()
     model, expected = build(kind), build(kind)
-    layers(model)[0].compile(backend="aot_eager")
+    if dist.get_rank() == dist.get_world_size() - 1:
+        layers(model)[0].compile(backend="aot_eager")
     for m in (model, expected):
         train(m, split=split_of(kind), steps=2)
     for ours, theirs in zip(model.parameters(), expected.parameters(), strict=True):

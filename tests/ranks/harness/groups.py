@@ -5,15 +5,16 @@ import multiprocessing
 import os
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import pytest
 import torch.distributed as dist
 
-from tests.ranks.forks import forked
+from tests.ranks.forks import Source
 from tests.ranks.harness import rank as child
 from tests.ranks.harness.watch import POLL, Limits, Watch
 
@@ -31,15 +32,14 @@ class Rank:
 class Group:
     """A process group that is whole: it is given up with the first check that fails in it."""
 
-    def __init__(self, count: int, folder: Path):
+    def __init__(self, count: int, folder: Path, source: Source):
         self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self.ranks: list[Rank] = []
         for rank in range(count):
             pipe, theirs = multiprocessing.Pipe()
             stacks = folder / f"stacks-{rank}"
-            process = forked(child.main, rank, count, self.store.port, theirs, stacks)
-            process.daemon = True
-            process.start()
+            arguments = (rank, count, self.store.port, theirs, stacks)
+            process = source.fork(child.main, *arguments, daemon=True)
             theirs.close()
             self.ranks.append(Rank(process, pipe, stacks))
 
@@ -108,9 +108,19 @@ def stack(rank: Rank) -> str:
 class Groups:
     """A group for every number of ranks that is asked for, renewed where one was given up."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, source: Source):
         self.folder = folder
+        self.source = source
         self.groups: dict[int, Group] = {}
+
+    @classmethod
+    @contextlib.contextmanager
+    def at(cls, folder: Path, source: Source) -> "Iterator[Groups]":
+        """For a fixture, which fails where they do not leave in order."""
+        groups = cls(folder, source)
+        yield groups
+        if failure := groups.close():
+            pytest.fail(failure, pytrace=False)
 
     def failure(
         self, check: Check, count: int, limits: Limits | None = None, **arguments: object
@@ -120,7 +130,7 @@ class Groups:
         if group is None:
             folder = self.folder / str(count)
             folder.mkdir(exist_ok=True)
-            group = Group(count, folder)
+            group = Group(count, folder, self.source)
             if failure := group.failure("the start", Limits()):
                 return failure
         group.send((check.__module__, check.__name__, arguments))
