@@ -165,7 +165,7 @@ ROWS: Table = {
         linear,
         lambda _: NegExpDiagonal(margins=0.1),
         TypeError,
-        "...__init__() got an unexpected keyword argument 'margins'",
+        "...__init__() got an unexpected keyword argument 'margins'...",
     ),
     "register_negative_diagonal: a rest beside a user's map": Bad(
         linear,

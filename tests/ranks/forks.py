@@ -1,6 +1,7 @@
 """Processes that others are forked from. Their start takes long, so nothing is imported here."""
 
 import multiprocessing
+import os
 from collections.abc import Callable
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
@@ -15,6 +16,7 @@ class Source:
         self.server.set_forkserver_preload(list(modules))
 
     def start(self) -> None:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # ranks share the cores
         self.server.ensure_running()
 
     def fork(

@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 from torch.distributed.run import main as torchrun
 
 from tests.ranks.forks import RANKS
@@ -40,10 +39,9 @@ def results(output: Path, *arguments: object) -> list[float]:
 
 
 def run(arguments: list[str], output: Path) -> None:
-    """The command line, except that ranks need not import PyTorch, nor contend for two cores."""
+    """The command line, except that ranks need not import PyTorch."""
     with output.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
     torchrun(["--standalone", "--run-path", "--start-method=fork", *arguments])

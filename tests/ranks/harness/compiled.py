@@ -2,5 +2,7 @@
 
 import torch
 
-torch.compile(torch.nn.Sequential(torch.nn.Linear(1, 1)), backend="aot_eager")(torch.ones(1, 1))
+model = torch.nn.Sequential(torch.nn.Linear(1, 1))
+with torch.no_grad():  # who is forked from a process that ran backward can do so no more
+    torch.compile(model, backend="aot_eager")(torch.ones(1, 1))
 torch.compiler.reset()
