@@ -34,7 +34,7 @@ from cosmic_ray.plugins import get_operator, operator_names
 ROOT = Path(__file__).parent.parent
 PACKAGE = "negdiag_param"
 FIRST = ("test_forms", "test_strict", "test_round_trips", "test_geometry")
-APART = ("harness", "lightning", "accelerate", "script", "imports")  # of PyTorch's and others' own
+APART = ("harness", "lightning", "accelerate", "script")  # of PyTorch's and others' own
 RANKS = ["tests/ranks", *(f"--ignore=tests/ranks/test_{name}.py" for name in APART)]
 STAGES = {
     "_maths": (
