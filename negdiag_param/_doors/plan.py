@@ -137,12 +137,21 @@ def _check_writable(stored: Tensor, name: str) -> None:
         raise ValueError(
             f"{name}: expected a tensor made outside of torch.inference_mode(), {found}, made in it"
         )
-    span = 1 + sum((n - 1) * step for n, step in zip(stored.shape, stored.stride(), strict=True))
-    if stored.numel() > span:
+    if _may_overlap(stored):
         raise ValueError(
             f"{name}: expected a tensor whose entries have a memory of their own, {found} with "
             f"strides {stored.stride()}; make it contiguous first"
         )
+
+
+def _may_overlap(stored: Tensor) -> bool:
+    """Whether a step along one dimension is no longer than the reach of all shorter ones."""
+    reach = 0
+    for step, n in sorted(zip(stored.stride(), stored.shape, strict=True)):
+        if n > 1 and step <= reach:
+            return stored.numel() > 0
+        reach += (n - 1) * step
+    return False
 
 
 def _order(owner: nn.Module) -> tuple[str, ...]:

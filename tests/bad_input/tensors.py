@@ -112,11 +112,21 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], type[Exception], str]] = {
         ValueError,
         f"{MEMORY}{MATRIX} with strides (0, 0); make it contiguous first",
     ),
-    "an overlapping buffer": (
-        lambda: holding(torch.ones(5).as_strided((3, 3), (1, 1))),
-        ValueError,
-        f"{MEMORY}{MATRIX} with strides (1, 1); make it contiguous first",
-    ),
+    **{
+        f"a buffer that overlaps with strides {strides}": (
+            lambda shape=shape, strides=strides: holding(torch.ones(12).as_strided(shape, strides)),
+            ValueError,
+            f"{MEMORY}shape {shape}, torch.float32 with strides {strides}; make it contiguous "
+            f"first",
+        )
+        for shape, strides in (
+            ((3, 3), (1, 1)),
+            ((2, 2), (1, 1)),  # of three numbers
+            ((2, 2), (2, 2)),
+            ((3, 4), (2, 1)),
+            ((4, 3), (1, 3)),
+        )
+    },
 }
 
 ROWS: Table = {

@@ -94,6 +94,27 @@ def test_strides_of_a_transposed_parameter_are_kept():
     assert module.weight.stride() == (1, 4)
 
 
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.rand(6, 8)[::2, ::3],
+        torch.rand(8, 6).T[1::2],
+        torch.rand(5, 1, 4).permute(2, 1, 0)[:, 0],
+        torch.rand(1, 1).expand(1, 1),
+        torch.rand(1, 0).expand(3, 0),
+        torch.rand(0, 4),
+        torch.rand(1, 6).as_strided((1, 3), (0, 2)),
+    ],
+    ids=lambda tensor: f"{tuple(tensor.shape)}, {tensor.stride()}",
+)
+def test_views_whose_entries_lie_apart_are_taken(tensor):
+    module = nn.Module()
+    module.weight = nn.Parameter(tensor)
+    register_negative_diagonal(module)
+    assert (module.weight.diagonal() < 0).all()
+    assert module.weight.shape == tensor.shape
+
+
 def test_a_transform_with_a_memory_can_be_copied():
     softplus = SoftplusTransform(cache_size=1)
     negated = ComposeTransform([softplus, AffineTransform(0.0, -1.0)], cache_size=1)
