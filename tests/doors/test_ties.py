@@ -30,6 +30,15 @@ def test_a_tensor_tied_to_a_registered_one_is_refused():
         register_negative_diagonal(model, "1.weight")
 
 
+@pytest.mark.parametrize("kind", [list, dict])
+def test_a_container_that_holds_itself_is_no_trap(kind):
+    layer = nn.Linear(4, 4)
+    layer.kept = kind(enumerate("a"))
+    layer.kept[0] = layer.kept
+    register_negative_diagonal(layer)
+    assert layer.weight.diagonal().max() < 0
+
+
 def test_one_module_under_two_names_is_not_tied():
     layer = nn.Linear(4, 4)
     model = nn.Sequential(layer, nn.ReLU(), layer)
