@@ -8,13 +8,13 @@ from negdiag_param import register_negative_diagonal, remove_negative_diagonal
 from tests.bad_input.table import MATRIX, Bad, Table
 from tests.support.modules import linear
 
+Keep = Callable[[Tensor], object]
 
-class Keeping(nn.Linear):
-    """Keeps its weight a second time."""
 
-    def __init__(self, keep: Callable[[Tensor], object]) -> None:
-        super().__init__(3, 3)
-        object.__setattr__(self, "kept", keep(self.weight))
+def keeping(module: nn.Module, name: str, attribute: str, keep: Keep) -> nn.Module:
+    """A module that keeps a tensor a second time."""
+    object.__setattr__(module, attribute, keep(getattr(module, name)))
+    return module
 
 
 def tied(share: Callable[[Tensor], nn.Parameter]) -> nn.ModuleList:
@@ -39,7 +39,7 @@ KEPT = {
 ROWS: Table = {
     **{
         f"register_negative_diagonal: a weight kept {label} too": Bad(
-            lambda keep=keep: Keeping(keep),
+            lambda keep=keep: keeping(linear(), "weight", "kept", keep),
             register_negative_diagonal,
             ValueError,
             f"weight: expected a tensor that its module reads as self.weight, got one that it also "
@@ -47,6 +47,22 @@ ROWS: Table = {
             f"which is not constrained. Remove that reference first",
         )
         for label, (keep, where) in KEPT.items()
+    },
+    # Only the list that a recurrent layer has by itself is let pass.
+    **{
+        f"register_negative_diagonal: {type(make()).__name__}, weight also in {attribute}": Bad(
+            lambda make=make, name=name, attribute=attribute: keeping(
+                make(), name, attribute, lambda w: [w]
+            ),
+            lambda module, name=name: register_negative_diagonal(module, name),
+            ValueError,
+            f"{name}: expected a tensor that its module reads as self.{name}, got one that it also "
+            f"keeps in self.{attribute}[0], {MATRIX}; ...",
+        )
+        for make, name, attribute in (
+            (linear, "weight", "_flat_weights"),
+            (lambda: nn.RNN(3, 3), "weight_hh_l0", "kept"),
+        )
     },
     **{
         f"register_negative_diagonal: {label}": Bad(
