@@ -79,8 +79,11 @@ def trained_alone(stages: int, steps: int = 3) -> nn.Sequential:
     return model
 
 
-@pytest.mark.parametrize("register", ["before", "after"])
-@pytest.mark.parametrize("schedule", PLACES, ids=lambda schedule: schedule.__name__)
+@pytest.mark.parametrize(
+    ("schedule", "register"),
+    [*((schedule, "before") for schedule in PLACES), (Schedule1F1B, "after")],
+    ids=lambda value: getattr(value, "__name__", value),
+)
 @on(2)
 def test_trains_as_one_process(schedule: type, register: str) -> None:
     stages = sum(map(len, PLACES[schedule]))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from negdiag_param import (
     init_,
@@ -11,7 +12,7 @@ from negdiag_param import (
     register_negative_diagonal,
     remove_negative_diagonal,
 )
-from tests.wrappers.table import every_wrapper, stock
+from tests.wrappers.table import Transparent, every_wrapper, stock
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -97,3 +98,15 @@ def test_lora_beside_a_registered_layer():
     assert "base_model.model.0.weight" in plain_state_dict(tuned)
     remove_negative_diagonal(tuned, "0.weight")
     torch.testing.assert_close(tuned(x), expected)
+
+
+def test_what_the_wrapper_has_too_is_not_taken_for_its_own():
+    """A ``weight`` and a ``bias`` on either side: nothing shows which are passed through."""
+    wrapper, inner = Transparent(nn.Identity()), nn.Linear(3, 3)
+    wrapper.weight = nn.Parameter(torch.rand(3, 3))
+    wrapper.bias = nn.Parameter(torch.rand(3))
+    wrapper.inner = inner
+    register_negative_diagonal(wrapper, "inner.weight")
+    assert names(wrapper) == ["inner.weight"]
+    assert parametrize.is_parametrized(inner, "weight")
+    assert not parametrize.is_parametrized(wrapper)
