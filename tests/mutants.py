@@ -5,7 +5,7 @@
 A mutant is what cosmic-ray makes of one operator, number or decorator in one file; of the many that
 it offers for one place, one is drawn. What only changes an annotation is none. The tests run in
 stages, the likeliest first, each in a process that is forked from one which has imported all that
-does not change. A mutant that goes through them all is printed with its difference.
+does not change. Every mutant is named; one that goes through them all, with its difference.
 """
 
 import argparse
@@ -207,8 +207,8 @@ def main() -> None:
             left = 0
             for mutant, survived in zip(drawn, pool.map(tried, drawn), strict=True):
                 left += survived
-                if survived:
-                    print(f"{mutant.path}:{mutant.position[0]}\n{mutant.difference}", flush=True)
+                place = f"{mutant.path}:{mutant.position[0]}"
+                print(f"{place} survives\n{mutant.difference}" if survived else place, flush=True)
             killed = len(drawn) - left
             print(f"{room}: {killed} of {len(drawn)} killed, drawn from {places}", flush=True)
 
