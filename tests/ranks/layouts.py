@@ -33,7 +33,7 @@ def layouts(mesh: DeviceMesh, ndim: int, rows_and_columns: tuple[int, ...]) -> I
     # A mesh of two dimensions is for what one cannot show: shards of both dims of the diagonal.
     dims = rows_and_columns if mesh.ndim == 2 else range(ndim)
     each = [Replicate(), *(Shard(dim % ndim) for dim in dims if dim < ndim)]
-    for placements in itertools.product(each, repeat=mesh.ndim):
+    for placements in itertools.combinations_with_replacement(each, mesh.ndim):
         if mesh.ndim == 1 or Replicate() not in placements:
             yield placements
 

@@ -22,8 +22,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
 ]
 
-# One by four is tensor parallelism alone on four ranks.
-READERS = [*((name, kind.ranks) for name, kind in KINDS.items()), ("tp", 4)]
+READERS = [(name, kind.ranks) for name, kind in KINDS.items()]
 
 
 @pytest.fixture(scope="module")
