@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Transform
 from typing_extensions import Unpack
 
@@ -113,7 +113,7 @@ def planned(target: Target, template: NegativeDiagonal) -> NegativeDiagonal:
     parametrization = copy.deepcopy(template)
     persistent = tensor_name not in non_persistent_buffers(owner)
     parametrization.record = Record(
-        name, _order(owner), persistent, tensor.ndim, dtensor.mesh_dims(stored)
+        name, lookup.own_tensors(owner), persistent, tensor.ndim, dtensor.mesh_dims(stored)
     )
     parametrization.options = _fitted(template.options, target, tensor.ndim)
     options = parametrization.options
@@ -152,11 +152,6 @@ def _may_overlap(stored: Tensor) -> bool:
             return stored.numel() > 0
         reach += (n - 1) * step
     return False
-
-
-def _order(owner: nn.Module) -> tuple[str, ...]:
-    # The first registration on a module still saw all of its tensors in their places.
-    return lookup.first_order(owner) or lookup.own_tensors(owner)
 
 
 def _fitted(options: Options, target: Target, ndim: int) -> Options:

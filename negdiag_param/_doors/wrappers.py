@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from negdiag_param._life.lookup import first_order, joined, own_tensors
+from negdiag_param._life.lookup import joined, own_tensors
 from negdiag_param._torch_private import own_buffers, own_modules, own_parameters
 
 
@@ -32,7 +32,7 @@ def _sees_through(wrapper: nn.Module, wrapped: nn.Module) -> bool:
     """Whether ``wrapper`` passes the attributes of ``wrapped`` through as if they were its own."""
     if type(wrapper).__getattr__ is nn.Module.__getattr__:
         return False
-    if _tensors(wrapper) & _tensors(wrapped):
+    if not set(own_tensors(wrapper)).isdisjoint(own_tensors(wrapped)):
         return False  # the wrapper's own hide them
     # The first entry that the wrapper has none of the same name for; a wrapper of a wrapper has
     # it further down.
@@ -42,7 +42,3 @@ def _sees_through(wrapper: nn.Module, wrapped: nn.Module) -> bool:
                 if value is not None and name not in mapping_of(wrapper):
                     return getattr(wrapper, name, None) is value
     return False
-
-
-def _tensors(module: nn.Module) -> set[str]:
-    return {*(first_order(module) or own_tensors(module))}

@@ -58,12 +58,12 @@ def stored(module: nn.Module, tensor_name: str) -> list[Tensor]:
 
 
 def own_tensors(module: nn.Module) -> tuple[str, ...]:
-    """The names of the parameters and buffers of ``module`` itself, in their order."""
-    return (*own_parameters(module), *own_buffers(module))
+    """The names of the parameters and buffers of ``module`` itself, registered ones in place."""
+    return first_order(module) or (*own_parameters(module), *own_buffers(module))
 
 
 def first_order(module: nn.Module) -> tuple[str, ...]:
-    """The same before anything was registered on ``module``; empty if nothing is."""
+    """The same as the first registration on ``module`` saw it; empty if nothing is registered."""
     orders = (parametrization.record.order for parametrization in ours(module).values())
     return next(filter(None, orders), ())
 
