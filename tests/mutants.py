@@ -53,6 +53,7 @@ STAGES = {
         RANKS,
     ),
     "_ranks": (
+        ["tests/maths/test_shards.py"],
         ["tests/ranks/test_geometry.py", "tests/ranks/test_placements.py"],
         RANKS,
         ["tests/maths", "tests/doors", "tests/life"],

@@ -36,15 +36,15 @@ class Resting(ScalarMap):
 
     @override
     def value(self, x: Tensor, limits: Limits) -> Tensor:
-        return self.inner.value(self.argument(x), limits)
+        return self.inner.value(self._argument(x), limits)
 
     @override
     def inverse(self, value: Tensor, limits: Limits) -> Tensor:
         return self.inner.inverse(value, limits) - self._shift
 
     @override
-    def argument(self, x: Tensor) -> Tensor:
-        return x + self._shift
+    def grain(self, x: Tensor) -> Tensor:
+        return self.inner.grain(self._argument(x))
 
     @override
     def mirrored(self, x: Tensor, limits: Limits) -> Tensor | None:
@@ -54,12 +54,15 @@ class Resting(ScalarMap):
 
     @override
     def slope(self, x: Tensor, limits: Limits) -> Tensor:
-        return self.inner.slope(self.argument(x), limits)
+        return self.inner.slope(self._argument(x), limits)
 
     @override
     def smooth(self, x: Tensor, limits: Limits) -> Tensor:
-        return self.inner.smooth(self.argument(x), limits)
+        return self.inner.smooth(self._argument(x), limits)
 
     @override
     def value_and_slope(self, x: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
-        return self.inner.value_and_slope(self.argument(x), limits)
+        return self.inner.value_and_slope(self._argument(x), limits)
+
+    def _argument(self, x: Tensor) -> Tensor:
+        return x + self._shift

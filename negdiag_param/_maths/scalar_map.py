@@ -50,9 +50,9 @@ class ScalarMap(ABC):
         """What originals of the same value lie on both sides of, if there are any."""
         return None
 
-    def argument(self, x: Tensor) -> Tensor:
-        """What the map is taken of."""
-        return x
+    def grain(self, x: Tensor) -> Tensor:
+        """The size of the numbers whose rounding makes neighbours of ``x`` the same to the map."""
+        return x.abs()
 
     def mirrored(self, x: Tensor, limits: Limits) -> Tensor | None:
         """The other original of the same value, if it may round to a better one."""

@@ -53,6 +53,12 @@ class Softplus(ScalarMap):
         return y + logarithm / self.beta
 
     @override
+    def grain(self, x: Tensor) -> Tensor:
+        # exp(beta x) tells apart what differs by eps / 2 / beta, at best; as log1p and a margin
+        # round it again, one of those may be the only one. Hence a quarter of that.
+        return x.abs().clamp_min(0.25 / self.beta)
+
+    @override
     def slope(self, x: Tensor, limits: Limits) -> Tensor:
         # -sigmoid(x) = -1 / (1 + exp(-x)) = -exp(x) / (1 + exp(x)): on either side the one where
         # nothing overflows or cancels

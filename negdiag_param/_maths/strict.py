@@ -74,12 +74,12 @@ class StrictMap:
         """
         eps = torch.finfo(entries.dtype).eps
         slope = self._steepness(start, self.limits(entries.dtype))
-        # At most the distance of two originals; of two arguments of the map and of two entries.
+        # At most the distance of two originals; of two that the map tells apart and of two entries.
         fine = start.abs() * (eps / 2)
-        argument = self.scalar_map.argument(start).abs() * (torch.finfo(start.dtype).eps / 2)
+        apart = self.scalar_map.grain(start) * (torch.finfo(start.dtype).eps / 2)
         coarse = torch.maximum(fine, widened(entries).abs() * (eps / 4) / slope)
-        between = torch.maximum(argument, (coarse * fine).sqrt())
-        for step in (torch.maximum(argument, coarse), between, fine):
+        between = torch.maximum(apart, (coarse * fine).sqrt())
+        for step in (torch.maximum(apart, coarse), between, fine):
             for candidate, value in self._tried(start, step, entries):
                 found = (value - entries).abs()
                 best = torch.where(found < error, candidate, best)

@@ -4,12 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from negdiag_param import NegSoftplusDiagonal
 from tests.support.asserts import assert_negative, assert_same_bits
 from tests.support.modules import OwnSquareDiagonal
 from tests.support.tables import RESTING, VARIANTS
 
 HALVES = [torch.float16, torch.bfloat16]
 MARGINS = (0.0, 0.1, 2.7)
+every_wider = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 every_half = pytest.mark.parametrize("dtype", HALVES, ids=lambda dtype: str(dtype)[6:])
 
 
@@ -72,15 +74,27 @@ def test_every_feasible_value_can_be_assigned(name, margin, dtype):
     assert_same_bits(parametrization(parametrization.right_inverse(again)), again)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize(("name", "margin"), CASES)
-def test_so_it_does_in_wider_dtypes(name, margin, dtype):
+def samples(dtype: torch.dtype) -> Tensor:
+    """Of every size."""
     torch.manual_seed(0)
     normal = torch.randn(5_000, dtype=dtype)
     tiny = normal.sign() * torch.empty_like(normal).uniform_(-60, 6).exp()
-    original = torch.cat([4 * normal, tiny, torch.empty_like(normal).uniform_(-90, 90)])
+    return torch.cat([4 * normal, 1e-3 * normal, tiny, torch.empty_like(normal).uniform_(-90, 90)])
+
+
+@every_wider
+@pytest.mark.parametrize(("name", "margin"), CASES)
+def test_so_it_does_in_wider_dtypes(name, margin, dtype):
     parametrization = CASES_OF[name](margin, dims=())
-    value = parametrization(original)
-    found = parametrization(parametrization.right_inverse(value))
-    assert (found != value).sum() <= 1e-5 * len(value)
-    torch.testing.assert_close(found, value, rtol=2 * torch.finfo(dtype).eps, atol=0)
+    value = parametrization(samples(dtype))
+    assert_same_bits(parametrization(parametrization.right_inverse(value)), value)
+
+
+@every_wider
+@pytest.mark.parametrize("rest", [None, -0.6, -7.0])
+@pytest.mark.parametrize("margin", [0.0, 0.02, 22.0])
+@pytest.mark.parametrize("beta", [0.08, 0.7, 11.0])
+def test_so_it_does_where_beta_rounds_once_more(beta, margin, rest, dtype):
+    parametrization = NegSoftplusDiagonal(margin, (), beta=beta, rest=rest and rest - margin)
+    value = parametrization(samples(dtype))
+    assert_same_bits(parametrization(parametrization.right_inverse(value)), value)

@@ -13,6 +13,7 @@ from torch.distributed.tensor.placement_types import Placement
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from negdiag_param import NegativeDiagonal
+from negdiag_param._ranks import dtensor
 from tests.support import tables
 
 Placements = tuple[Placement, ...]
@@ -84,11 +85,14 @@ def assert_parity(
     assert collectives.count == mesh.ndim
     with torch.no_grad():
         without_grad = parametrization(sharded)
+        held, original = without_grad.to_local(), sharded.to_local()
+    assert not held.numel() or held.data_ptr() != original.data_ptr()
     for ours, theirs in (
         (found, weight),
         (without_grad, weight),
         (sharded.grad, alone.grad),
         (found_inverse, inverse),
+        (dtensor.like(inverse, sharded), inverse),
     ):
         assert ours.placements == placements
         assert ours.shape == theirs.shape
