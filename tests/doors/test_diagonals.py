@@ -1,8 +1,10 @@
 """What ``negative_diagonals`` yields."""
 
+import pytest
 import torch
+from torch import nn
 
-from negdiag_param import negative_diagonals, register_negative_diagonal
+from negdiag_param import init_, negative_diagonals, register_negative_diagonal
 from tests.support.asserts import diagonal_of, registered
 from tests.support.modules import transformer
 from tests.support.tables import every_built_in, every_layer_once_every_map_somewhere
@@ -31,3 +33,13 @@ def test_the_diagonals_are_differentiable(map):
 
 def test_a_stock_model_has_no_diagonals():
     assert list(negative_diagonals(transformer())) == []
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_what_has_lost_its_memory_is_refused(size):
+    layer = register_negative_diagonal(nn.Linear(size, size))
+    layer.parametrizations.weight.original.untyped_storage().resize_(0)
+    reads = (lambda: dict(negative_diagonals(layer)), lambda: init_(layer, "weight", nn.init.ones_))
+    for read in reads:
+        with pytest.raises(ValueError, match=r"weight: expected a tensor of 2 .* got what is left"):
+            read()

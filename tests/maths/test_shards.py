@@ -1,11 +1,14 @@
 """Which part of a tensor a rank holds, and where the diagonal lies in that: by counting."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.distributed.tensor import Shard
+from torch.distributed.tensor.placement_types import _StridedShard
 
 from negdiag_param._maths.diagonal import Diagonal
-from negdiag_param._ranks import geometry
+from negdiag_param._ranks import geometry, placements
 from negdiag_param._ranks.geometry import Split
 from negdiag_param._ranks.part import Part
 from tests.support.wheres import wheres
@@ -64,3 +67,20 @@ def test_the_lines_are_the_diagonal_of_what_a_rank_holds(data):
         assert entries.numel() or not expected.any()
         entries += 1
     assert found.equal(expected.long())
+
+
+STRIDED = _StridedShard(0, split_factor=2)
+UNEVEN = [
+    (13, (STRIDED,), (2,), 4),
+    (10, (STRIDED,), (2,), 4),
+    (15, (STRIDED,), (3,), 6),
+    (12, (Shard(0), STRIDED), (2, 2), 4),
+    (12, (STRIDED, STRIDED), (2, 2), 4),
+]
+
+
+@pytest.mark.parametrize(("size", "places", "mesh", "divisor"), UNEVEN, ids=str)
+def test_uneven_strided_shards_are_refused(size, places, mesh, divisor):
+    expected = f"weight: expected dimension 0 of .* to be divisible by {divisor} for strided"
+    with pytest.raises(ValueError, match=expected):
+        placements.parts((size, 4), (), places, mesh, (0,) * len(mesh), Diagonal(), "weight")
