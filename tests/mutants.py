@@ -78,7 +78,7 @@ class Mutant(NamedTuple):
 
 
 class Meaning(ast.NodeTransformer):
-    """What is left without what only people and type checkers read."""
+    """What is left without what only people and type checkers read, and sizes of caches."""
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         node.returns = None
@@ -90,6 +90,11 @@ class Meaning(ast.NodeTransformer):
     def visit_arg(self, node: ast.arg) -> ast.AST:
         node.annotation = None
         return node
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        if getattr(node.func, "id", "") == "lru_cache":
+            node.keywords = []  # how much is remembered
+        return self.generic_visit(node)
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
         node.annotation = ast.Constant(None)
