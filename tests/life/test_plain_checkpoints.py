@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from negdiag_param import plain_state_dict, register_negative_diagonal, remove_negative_diagonal
-from tests.support.asserts import assert_same_state
+from tests.support.asserts import assert_same_bits, assert_same_state
 from tests.support.modules import Net, registered_net, stock_net
 from tests.support.tables import every_dtype, every_map
 
@@ -72,6 +72,9 @@ def test_a_checkpoint_of_another_float_dtype_loads(dtype):
     })
     assert net.first.weight.dtype == torch.float32
     assert_same_state(net, stock_net(), rtol=2e-2, atol=1e-3)
+    loaded = net.first.parametrizations.weight.original.clone()
+    net.first.weight = stock_net().first.weight.to(dtype).float()
+    assert_same_bits(net.first.parametrizations.weight.original, loaded)
 
 
 def test_assigning_keeps_the_dtype_of_the_checkpoint():

@@ -99,14 +99,15 @@ def registered_net(map: Any = "exp", seed: int = 1, **options: Any) -> Net:
 
 
 class LearnedScale(NegativeDiagonal):
-    """A user's map with a parameter of its own."""
+    """A user's map with a parameter and a buffer of its own."""
 
     def __init__(self, **options: object) -> None:
         super().__init__(**options)
         self.scale = nn.Parameter(torch.tensor(0.5))
+        self.register_buffer("unit", torch.tensor(2.0))
 
     def map(self, x: Tensor) -> Tensor:
-        return -x.exp() * self.scale.exp()
+        return -x.exp() * self.scale.exp() * self.unit
 
     def inverse(self, d: Tensor) -> Tensor:
-        return (-d / self.scale.exp()).log()
+        return (-d / self.scale.exp() / self.unit).log()
