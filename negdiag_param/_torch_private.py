@@ -103,6 +103,15 @@ def function_transforms_active(if_unknown: bool = True) -> bool:
         return if_unknown
 
 
+def dispatch_mode_active() -> bool:
+    """Whether a mode sees every operation, as tracers and fake tensors have it. If unknown: yes."""
+    try:
+        return torch._C._len_torch_dispatch_stack() > 0
+    except AttributeError:
+        _warn_once("torch._C._len_torch_dispatch_stack", "weights are computed anew, not cached")
+        return True
+
+
 def is_exporting() -> bool:
     """Whether an exporter traces.
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Transform
 from typing_extensions import Unpack
 
@@ -104,6 +104,11 @@ def planned(target: Target, template: NegativeDiagonal) -> NegativeDiagonal:
     name, owner, tensor_name, _ = target
     if isinstance(owner, torch.jit.ScriptModule):
         raise TypeError(f"{name}: expected a module in Python, got a {type(owner).__name__}")
+    if hasattr(nn.ModuleDict(), tensor_name):
+        raise ValueError(
+            f"{name}: expected a name that an nn.ModuleDict can hold, where parametrizations are "
+            f"kept, got {tensor_name!r}, which is an attribute of it"
+        )
     if lookup.find(owner, tensor_name):
         raise ValueError(f"{name}: expected a tensor not registered yet, got one that is")
     stored = dense(target.stored[0], name)

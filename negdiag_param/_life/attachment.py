@@ -34,7 +34,7 @@ def detach(owner: nn.Module, tensor_name: str) -> None:
     persistent = lookup.ours(owner)[tensor_name].record.persistent
     originals = lookup.originals(owner, tensor_name)
     if len(originals) == 1 and is_plain(originals[0]):
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             value = getattr(owner, tensor_name)
         parametrize.remove_parametrizations(owner, tensor_name, leave_parametrized=False)
         give_data(originals[0], value)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from negdiag_param._life import lookup
@@ -91,7 +92,8 @@ def _inverse(
     _check_real(value)
     if not assigned:
         value = dtensor.aligned(value.to(original.dtype), original)
-    return dtensor.like(parametrization.right_inverse(value), original)
+    with torch.inference_mode(False), torch.no_grad():  # a parameter that can be trained later
+        return dtensor.like(parametrization.right_inverse(value), original)
 
 
 def _check_real(value: object) -> None:

@@ -1,10 +1,13 @@
 """``reset_parameters`` of a registered module: as its class does it, then mapped back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from negdiag_param._life import lookup
 from negdiag_param._life.assign import silent_writes
@@ -18,13 +21,28 @@ def resetting(base: type[nn.Module], method: str) -> Callable[[nn.Module], None]
 
     def reset(self: nn.Module) -> None:
         """As the class does it without the parametrization, then mapped back."""
-        values = _reset_values(self, base, method)
-        writes = [silent_writes(self, name, value) for name, value in values.items()]
+        with _restored_on_failure(self):
+            values = _reset_values(self, base, method)
+            writes = [silent_writes(self, name, value) for name, value in values.items()]
         for write in chain(*writes):
             write.carry_out()
 
     reset.__name__ = method
     return reset
+
+
+@contextmanager
+def _restored_on_failure(module: nn.Module) -> Iterator[None]:
+    """Undoes what was written to the tensors of ``module``, if the block raises."""
+    tensors = [t for t in chain(module.parameters(), module.buffers()) if not is_lazy(t)]
+    before = [tensor.detach().clone() for tensor in tensors]
+    try:
+        yield
+    except Exception:
+        with torch.no_grad():
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)
+        raise
 
 
 def _reset_values(module: nn.Module, base: type[nn.Module], method: str) -> dict[str, Tensor]:

@@ -44,7 +44,7 @@ def mapped(diagonal: Tensor, strict: StrictMap) -> Tensor:
         return strict.value(diagonal)
     # Straight-through: the strict value, with the derivatives of the smooth function.
     smooth = strict.smooth(diagonal)
-    return strict.value(diagonal.detach()) + (smooth - smooth.detach())
+    return strict.value(diagonal.detach()) + (smooth - smooth.detach()).to(diagonal.dtype)
 
 
 def is_transformed(original: Tensor) -> bool:

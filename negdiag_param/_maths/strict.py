@@ -45,9 +45,8 @@ class StrictMap:
         return self.scalar_map.slope(widened(original), self.limits(original.dtype))
 
     def smooth(self, original: Tensor) -> Tensor:
-        """A finite function with the derivatives of the map, to any order."""
-        limits = self.limits(original.dtype)
-        return self.scalar_map.smooth(widened(original), limits).to(original.dtype)
+        """A function with the derivatives of the map, finite in the dtype of its arithmetic."""
+        return self.scalar_map.smooth(widened(original), self.limits(original.dtype))
 
     def inverse(self, entries: Tensor) -> Tensor:
         """The original entries that give the feasible ``entries``, or come nearest.

@@ -14,6 +14,7 @@ from negdiag_param import _torch_private
 class _Entry(NamedTuple):
     sources: tuple[Tensor, ...]
     states: list[tuple[object, ...]]
+    storages: list[torch.UntypedStorage]  # kept, so that no other gets their address
     steps: int
     weight: Tensor
     weight_version: int
@@ -50,7 +51,7 @@ class WeightCache:
         """The weight, if it is still what ``sources`` give, and may stand for it here.
 
         With gradients enabled only a weight that carries them may, and none in a trace, which
-        would keep it as a constant.
+        would keep it as a constant, or while a mode watches what is computed.
         """
         entry = self._entry  # read once: another thread may drop it
         if entry is None or entry.steps != _STEPS.count() or len(entry.sources) != len(sources):
@@ -59,7 +60,9 @@ class WeightCache:
             if known is not source or state != _state(source):
                 return None
         weight = entry.weight
-        if entry.weight_version != _torch_private.version(weight) or torch.jit.is_tracing():
+        if entry.weight_version != _torch_private.version(weight):
+            return None
+        if torch.jit.is_tracing() or _torch_private.dispatch_mode_active():
             return None
         if weight.requires_grad or not torch.is_grad_enabled():
             return weight
@@ -71,12 +74,18 @@ class WeightCache:
         # The states are taken before the tensors are read: if another thread writes in between,
         # the entry is stale from the start and the next reader makes its own.
         steps, states = _STEPS.count(), [_state(source) for source in sources]
+        storages = [source.untyped_storage() for source in sources]
         # Tensors made in inference mode have no version counter.
         with_grad = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.set_grad_enabled(with_grad):
             weight = compute()
+        # But for buffers: other parametrizations may write to theirs, as spectral_norm does.
+        states = [
+            state if isinstance(source, nn.Parameter) else _state(source)
+            for source, state in zip(sources, states, strict=True)
+        ]
         version = _torch_private.version(weight)
-        self._entry = _Entry(tuple(sources), states, steps, weight, version)
+        self._entry = _Entry(tuple(sources), states, storages, steps, weight, version)
         return weight
 
 
@@ -115,6 +124,7 @@ def _can_be_watched(source: Tensor) -> bool:
 def _is_traced() -> bool:
     return (
         torch.jit.is_tracing()
+        or _torch_private.dispatch_mode_active()
         or _torch_private.is_exporting()
         or _torch_private.function_transforms_active()
     )

@@ -38,7 +38,7 @@ class Meaning(NamedTuple):
         parts += [f"margin={options.margin}"]
         kept = ("dims", "blocks", "taps", "rest")
         parts += [f"{key}={shown[key]!r}" for key in kept if key in shown]
-        text = f"{map_name}({', '.join(parts)})"
+        text = f"{map_name}({', '.join(parts)})".encode("ascii", "backslashreplace").decode()
         if len(text) > _TEXT:
             digest = hashlib.sha256(text.encode()).hexdigest()[:12]
             text = f"{text[: _TEXT - len(digest) - 1]}#{digest}"
@@ -56,7 +56,7 @@ class Meaning(NamedTuple):
 
 def encode(meaning: Meaning) -> Tensor:
     """The meaning in a tensor of fixed size."""
-    text = str(meaning).encode("ascii", "replace")[:_LENGTH].ljust(_LENGTH)
+    text = str(meaning).encode()[:_LENGTH].ljust(_LENGTH)
     return torch.tensor(list(text), dtype=torch.float32, device="cpu") * _GAP
 
 

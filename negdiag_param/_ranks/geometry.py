@@ -17,7 +17,7 @@ class Split(NamedTuple):
     dim: int
     chunks: int
     chunk: int  # the one that this rank holds
-    factor: int = 1  # above 1 for strided shards: so many pieces are split, each into chunks
+    factor: int  # above 1 for strided shards: so many pieces are split, each into chunks
 
 
 class Line(NamedTuple):

@@ -23,6 +23,12 @@ def initialise(module: Any, tensor_name: Any = "weight") -> nn.Module:
     return init_(module, tensor_name, nn.init.zeros_)
 
 
+def memory() -> nn.Module:
+    module = nn.Module()
+    module.register_parameter("keys", nn.Parameter(torch.randn(3, 3)))
+    return module
+
+
 NAMED: dict[str, Function] = {
     "register_negative_diagonal": register_negative_diagonal,
     "remove_negative_diagonal": remove_negative_diagonal,
@@ -143,6 +149,13 @@ ROWS: Table = {
         ValueError,
         "'*': expected tensors with a diagonal in LayerNorm, found no match; near names: weight, "
         "bias",
+    ),
+    "register_negative_diagonal: a name of nn.ModuleDict": Bad(
+        memory,
+        lambda module: register_negative_diagonal(module, "keys"),
+        ValueError,
+        "keys: expected a name that an nn.ModuleDict can hold, where parametrizations are kept, "
+        "got 'keys', which is an attribute of it",
     ),
     "register_negative_diagonal: a weight that weight_norm has split": Bad(
         lambda: quietly(lambda: nn.utils.weight_norm(linear())),

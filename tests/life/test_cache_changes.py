@@ -1,11 +1,14 @@
 """Every change of the original is seen through ``cache_in_eval``."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
+from negdiag_param import register_negative_diagonal
 from tests.support.asserts import computed, original_of, registered, weight_of
 from tests.support.tables import every_layer_once_every_map_somewhere
 
@@ -90,3 +93,14 @@ def test_every_change_is_seen(change, map, layer):
         change(layer, module)
         assert weight_of(layer, module) is not before
         assert torch.equal(weight_of(layer, module), computed(layer, module))
+
+
+@pytest.mark.parametrize("block", [nullcontext, parametrize.cached])
+def test_memory_that_is_used_again_is_not_taken_for_the_same(block):
+    module = register_negative_diagonal(nn.Linear(64, 64), cache_in_eval=True).eval()
+    original = module.parametrizations.weight.original
+    with torch.no_grad(), block():
+        for _ in range(20):
+            original.data = torch.randn(64, 64)
+            original.data = torch.randn(64, 64)  # often where the first was that was read
+            assert torch.equal(module.weight, copy.deepcopy(module).weight)

@@ -4,7 +4,10 @@ import copy
 import io
 import pickle
 
+import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from tests.support.asserts import computed, original_of, registered, weight_of
 from tests.support.tables import LAYERS, every_layer, every_layer_once_every_map_somewhere
@@ -112,3 +115,23 @@ def test_an_exported_model_does_not_hold_the_cached_weight():
         original.zero_()
         found = exported.module()(torch.eye(4)) - module.bias
     assert (found.diagonal() < 0).all()
+
+
+def test_fake_tensors_leave_nothing_behind():
+    module = cached_in_eval(LAYERS["linear"])
+    with torch.no_grad():
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            module(torch.eye(4))
+        assert type(module.weight) is torch.Tensor
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            assert type(module(torch.eye(4))) is not torch.Tensor
+
+
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+def test_a_traced_graph_does_not_hold_the_cached_weight(mode):
+    module, x = cached_in_eval(LAYERS["linear"]), torch.eye(4)
+    with torch.no_grad():
+        module(x)
+        graph = make_fx(module, tracing_mode=mode, _allow_non_fake_inputs=True)(x)
+        original_of(LAYERS["linear"], module).sub_(1)
+        torch.testing.assert_close(graph(x), module(x))

@@ -130,3 +130,10 @@ def test_tensors_inside_a_block_can_be_removed_and_registered():
         assert torch.equal(module.weight, before)
         register_negative_diagonal(module, map="softplus")
         torch.testing.assert_close(module.weight, before)
+
+
+def test_a_block_keeps_what_writes_to_buffers_of_its_own():
+    module = nn.utils.parametrizations.spectral_norm(nn.Linear(6, 6))
+    register_negative_diagonal(module)
+    with parametrize.cached():
+        assert module.weight is module.weight

@@ -161,3 +161,12 @@ def test_a_mark_of_version_0_1_is_read():
     layer("exp").load_state_dict(state)
     with pytest.raises(RuntimeError, match=r"expected a checkpoint of softplus.* found one of exp"):
         layer("softplus").load_state_dict(state)
+
+
+def test_any_name_of_a_class_is_told_from_others():
+    one, other = (type(name, (OwnSquareDiagonal,), {}) for name in ("NégÄ", "NégÖ"))
+    source = register_negative_diagonal(nn.Linear(3, 3), map=one)
+    target = register_negative_diagonal(nn.Linear(3, 3), map=other)
+    assert source.load_state_dict(source.state_dict())
+    with pytest.raises(RuntimeError, match=r"expected a checkpoint of N.*found one of N"):
+        target.load_state_dict(source.state_dict())

@@ -130,3 +130,14 @@ def test_a_copy_loads_into_itself():
     assert all(
         torch.equal(v, before[k]) for k, v in plain_state_dict(net).items() if torch.is_tensor(v)
     )
+
+
+def test_what_inference_mode_has_loaded_or_removed_can_be_trained():
+    state = stock_net().state_dict()
+    loaded, removed = registered_net(), registered_net()
+    with torch.inference_mode():
+        loaded.load_state_dict(state, assign=True)
+        for name in Net.registered:
+            remove_negative_diagonal(removed, name)
+    for net in (loaded, removed):
+        assert not any(tensor.is_inference() for tensor in net.parameters())

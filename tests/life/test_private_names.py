@@ -92,6 +92,7 @@ NAMES: dict[str, tuple[Callable[[Monkeypatch], None], str]] = {
         of_c("_are_functorch_transforms_active"),
         "eager mode is slower",
     ),
+    "_len_torch_dispatch_stack": (of_c("_len_torch_dispatch_stack"), "computed anew, not cached"),
     "_non_persistent_buffers_set": (
         of_modules("_non_persistent_buffers_set"),
         "registered buffers become persistent",

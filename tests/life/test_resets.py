@@ -7,7 +7,14 @@ import torch
 from torch import nn
 
 from negdiag_param import register_negative_diagonal
-from tests.support.asserts import assert_negative, diagonal_of, reflected, registered, value_of
+from tests.support.asserts import (
+    assert_negative,
+    assert_same_state,
+    diagonal_of,
+    reflected,
+    registered,
+    value_of,
+)
 from tests.support.tables import LAYERS, every_layer_once_every_map_somewhere
 
 RESET = [name for name in LAYERS if hasattr(LAYERS[name].make(), "reset_parameters")]
@@ -62,3 +69,23 @@ def test_applying_a_reset_to_a_model_reaches_registered_layers():
     for layer, old in zip((model[0], model[2]), before, strict=True):
         assert not torch.equal(layer.weight, old)
         assert (layer.weight.diagonal() < 0).all()
+
+
+def test_a_reset_that_fails_changes_nothing():
+    class Failing(nn.Linear):
+        def reset_parameters(self) -> None:
+            super().reset_parameters()
+            if hasattr(self, "made"):
+                raise RuntimeError("stopped")
+
+    infeasible, failing = nn.Linear(4, 4), Failing(4, 4)
+    for layer in (infeasible, failing):
+        with torch.no_grad():
+            layer.weight.abs_().neg_()
+        register_negative_diagonal(layer, infeasible="error")
+    failing.made = True
+    for layer, error in ((infeasible, ValueError), (failing, RuntimeError)):
+        before = copy.deepcopy(layer)
+        with pytest.raises(error, match=r"expected a negative diagonal|stopped"):
+            layer.reset_parameters()
+        assert_same_state(layer, before)

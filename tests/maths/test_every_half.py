@@ -1,10 +1,12 @@
 """All 65,536 patterns of float16 and of bfloat16."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
-from negdiag_param import NegSoftplusDiagonal
+from negdiag_param import NegSmoothAbsDiagonal, NegSoftplusDiagonal
 from tests.support.asserts import assert_negative, assert_same_bits
 from tests.support.modules import OwnSquareDiagonal
 from tests.support.tables import RESTING, VARIANTS
@@ -52,6 +54,24 @@ def test_every_original_gives_a_strict_value_and_finite_gradients(name, margin, 
     largest, slope = gradient(info.max), gradient(1.0)
     assert largest[slope.abs() < 1].isfinite().all()
     assert not (largest.isnan() | (largest * slope < 0)).any()
+
+
+@every_half
+@pytest.mark.parametrize(
+    "make",
+    [
+        *[partial(kind, 0.1) for kind in VARIANTS.values()],
+        partial(NegSmoothAbsDiagonal, rest=-20.0),
+        partial(NegSmoothAbsDiagonal, delta=1e5),
+        partial(NegSoftplusDiagonal, beta=1e-5),
+    ],
+    ids=str,
+)
+def test_transforms_give_what_eager_mode_does(make, dtype):
+    parametrization, original = make(dims=()), patterns(dtype)
+    expected = parametrization(original)
+    assert_same_bits(parametrization.entries(original), expected)
+    assert_same_bits(torch.vmap(parametrization)(original.view(-1, 1)).flatten(), expected)
 
 
 @every_half

@@ -129,3 +129,31 @@ def test_an_override_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"weight: .*inverse"):
         register_negative_diagonal(layer, map=inside(TwiceExp, NegExpDiagonal))
     assert type(layer) is nn.Linear
+
+
+class WithAnotherInverse(NegativeDiagonal):
+    def map(self, x: Tensor) -> Tensor:
+        return -x.exp() / 2
+
+    def inverse(self, d: Tensor) -> Tensor:
+        return (-d).log()
+
+
+class Between(NegativeDiagonal):
+    """From -2 to -0.1."""
+
+    def map(self, x: Tensor) -> Tensor:
+        return -0.1 - 1.9 * x.sigmoid()
+
+    def inverse(self, d: Tensor) -> Tensor:
+        return ((-d - 0.1) / 1.9).clamp(1e-7, 1 - 1e-7).logit()
+
+
+@pytest.mark.parametrize(
+    ("map", "value"), [(WithAnotherInverse, -0.01), (Between, -0.095), (Between, -2.1)]
+)
+def test_what_an_inverse_misses_is_refused_however_small(map, value):
+    layer = linear(value)
+    with pytest.raises(ValueError, match=r"weight: expected (a diagonal between|an inverse that)"):
+        register_negative_diagonal(layer, map=map)
+    assert type(layer) is nn.Linear
