@@ -60,7 +60,7 @@ def init_(
             before = value.clone()
             with agreement.together(target.stored, target.name):
                 _check_filled(value, before, initializer(value, *args, **kwargs))
-            value = dtensor.agreed(value, target.stored[0])
+            value = dtensor.of_first_rank(value, target.stored[0])
         writes += silent_writes(target.owner, target.tensor_name, value)
     for write in writes:
         write.carry_out()

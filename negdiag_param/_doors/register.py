@@ -30,8 +30,9 @@ def register_negative_diagonal(
     with a positive ``f``, by default nearly ``|x|``. In plain words: ``module.weight`` becomes a
     function of an unconstrained tensor, which the optimizer trains; its diagonal is negative at
     every step and everything else is free. The parameter object stays the same, so an optimizer
-    made before still works. Assigning to ``module.weight`` sets the weight to that value. Writing
-    into it in place (``nn.init.zeros_(module.weight)``) has no effect: use :func:`init_`.
+    made before still works. Assigning to ``module.weight`` sets the weight to that value; a
+    parameter is copied, not tied. Writing into it in place (``nn.init.zeros_(module.weight)``)
+    has no effect: use :func:`init_`.
 
     Shape:
         - Linear: the diagonal of min(rows, columns) entries. Convolutions: the kernels from each

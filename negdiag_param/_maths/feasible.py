@@ -42,7 +42,8 @@ class Verdict:
             )
         if not self.infeasible or infeasible == "reflect":
             return None
-        wanted = f"a diagonal below {-limits.margin}" if limits.margin else "a negative diagonal"
+        at_most = f"a diagonal of at most {-limits.margin}"
+        wanted = at_most if limits.margin else "a negative diagonal"
         found = (
             f"expected {wanted}, got {self.infeasible} of {self.entries} entries that "
             f"are not, the largest {self.largest:.6g}"

@@ -73,7 +73,7 @@ class NegativeDiagonal(nn.Module):
         True
     """
 
-    _closed_form: ScalarMap  # of a ready class
+    _closed_form: ScalarMap  # of a ready class, there before __init__ asks for it
 
     def __init__(
         self,

@@ -80,7 +80,7 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
-def agreed(value: Tensor, target: Tensor) -> Tensor:
+def of_first_rank(value: Tensor, target: Tensor) -> Tensor:
     """The ``value`` of the first rank that shares ``target``. Broadcasts for a distributed one."""
     if not is_sharded(target):
         return value

@@ -100,7 +100,7 @@ POLICY = {
     "an entry inside the margin": (
         {"margin": 1.5},
         -2 * ONES + torch.eye(3),
-        "a diagonal below -1.5, got 3 of 3 entries that are not, the largest -1",
+        "a diagonal of at most -1.5, got 3 of 3 entries that are not, the largest -1",
     ),
 }
 

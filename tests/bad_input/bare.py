@@ -49,7 +49,8 @@ BAD_WEIGHTS = {
     "entries above the margin": (
         -ONES,
         {"infeasible": "error", "margin": 1.5},
-        f"a diagonal below -1.5, got 3 of 3 entries that are not, the largest -1; got {MATRIX}",
+        f"a diagonal of at most -1.5, got 3 of 3 entries that are not, the largest -1; got "
+        f"{MATRIX}",
     ),
 }
 # Which parametrize asks for a shape, before it asks us anything.

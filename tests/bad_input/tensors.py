@@ -52,7 +52,7 @@ WHERE = {
     "above the margin": (
         -1.0,
         {"infeasible": "error", "margin": 1.5},
-        "a diagonal below -1.5, got 3 of 3 entries that are not, the largest -1",
+        "a diagonal of at most -1.5, got 3 of 3 entries that are not, the largest -1",
     ),
 }
 

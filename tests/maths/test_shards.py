@@ -63,9 +63,12 @@ def test_the_lines_are_the_diagonal_of_what_a_rank_holds(data):
         expected = expected.index_select(dim, torch.tensor(indices, dtype=torch.int64))
     found = torch.zeros(expected.shape, dtype=torch.int64)
     for line in geometry.lines(where.shape, owned, dims, diagonal.blocks, center):
-        entries = Part(dims, line.blocks, "all", line.offset, line.box).view(found)
+        part = Part(dims, line.blocks, "all", line.offset, line.box)
+        entries = part.view(found)
         assert entries.numel() or not expected.any()
+        scattered = part.scattered(found, entries + 1)
         entries += 1
+        assert found.equal(scattered)
     assert found.equal(expected.long())
 
 
