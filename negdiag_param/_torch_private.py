@@ -82,6 +82,11 @@ def is_placeholder(value: object) -> bool:
     return type(value).__name__ == "_EXTRA_STATE"
 
 
+def has_values(tensor: Tensor) -> bool:
+    """Whether there are entries to be read, which a meta tensor and a fake one do not have."""
+    return not tensor.is_meta and type(tensor).__name__ != "FakeTensor"
+
+
 _UNKNOWN_VERSIONS = count()
 
 

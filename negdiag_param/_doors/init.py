@@ -10,6 +10,7 @@ from negdiag_param._doors import targets
 from negdiag_param._life import lookup
 from negdiag_param._life.assign import Write, silent_writes
 from negdiag_param._ranks import agreement, dtensor, refusals
+from negdiag_param._torch_private import has_values
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -75,7 +76,7 @@ def _check_filled(value: Tensor, before: Tensor, result: object) -> None:
     """
     if (
         isinstance(result, Tensor)
-        and not value.is_meta
+        and has_values(value)
         and result.untyped_storage().data_ptr() != value.untyped_storage().data_ptr()
         and torch.equal(value, before)
     ):

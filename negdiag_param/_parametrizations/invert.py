@@ -14,6 +14,7 @@ from negdiag_param._maths.limits import FLOAT_DTYPES
 from negdiag_param._maths.strict import StrictMap
 from negdiag_param._parametrizations.options import check_policy
 from negdiag_param._ranks import agreement, dtensor
+from negdiag_param._torch_private import has_values
 
 
 def dtype_of(tensor: object) -> torch.dtype:
@@ -134,7 +135,7 @@ def _failure(
     local, parts = dtensor.local(original, diagonal, name)
     try:
         verdict.warning(limits, infeasible)
-        for part in () if original.is_meta else parts:
+        for part in parts if has_values(original) else ():
             entries = part.view(local)
             entries.copy_(strict.inverse(reflected(entries, limits)))
     except Exception as error:
@@ -144,7 +145,7 @@ def _failure(
 
 def _verdict(weight: Tensor, diagonal: Diagonal, strict: StrictMap, name: str) -> Verdict:
     """What this rank sees."""
-    if weight.is_meta:
+    if not has_values(weight):
         return Verdict()
     local, parts = dtensor.local(weight, diagonal, name)
     limits = strict.limits(weight.dtype)

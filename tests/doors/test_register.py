@@ -5,10 +5,16 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributions import AffineTransform, ComposeTransform, SoftplusTransform
 from torch.nn.utils import parametrize
 
-from negdiag_param import register_negative_diagonal, remove_negative_diagonal
+from negdiag_param import (
+    init_,
+    negative_diagonals,
+    register_negative_diagonal,
+    remove_negative_diagonal,
+)
 from tests.support.asserts import (
     assert_negative,
     assert_only_diagonal_differs,
@@ -19,6 +25,7 @@ from tests.support.asserts import (
 )
 from tests.support.modules import Raw
 from tests.support.tables import (
+    every_built_in,
     every_layer_once_every_map_somewhere,
     every_map,
     every_margin,
@@ -162,3 +169,16 @@ def test_the_original_is_laid_out_as_the_weight_was(weight):
     layer.weight = nn.Parameter(weight)
     register_negative_diagonal(layer)
     assert layer.parametrizations.weight.original.stride() == weight.stride()
+
+
+@every_built_in
+@pytest.mark.parametrize("mode", [lambda: torch.device("meta"), FakeTensorMode])
+def test_what_has_no_values_has_a_life_too(mode, map):
+    with mode():
+        layer = register_negative_diagonal(nn.Linear(4, 4), map=map)
+        layer.weight = -torch.eye(4)
+        init_(layer, "weight", nn.init.ones_)
+        layer(torch.ones(2, 4)).sum().backward()
+        assert layer.parametrizations.weight.original.grad.shape == (4, 4)
+        assert [entries.shape for _, entries in negative_diagonals(layer)] == [(4,)]
+        assert type(remove_negative_diagonal(layer)) is nn.Linear
