@@ -141,3 +141,14 @@ def test_what_inference_mode_has_loaded_or_removed_can_be_trained():
             remove_negative_diagonal(removed, name)
     for net in (loaded, removed):
         assert not any(tensor.is_inference() for tensor in net.parameters())
+
+
+def test_the_plain_state_knows_originals_that_a_wrapper_renames():
+    def without_inner(module, state, prefix, metadata):
+        for key in list(state):
+            state[key.replace("inner.", "")] = state.pop(key)
+
+    wrapper = nn.Module()
+    wrapper.inner = register_negative_diagonal(nn.Linear(3, 3))
+    wrapper.register_state_dict_post_hook(without_inner)
+    assert sorted(plain_state_dict(wrapper)) == ["bias", "weight"]
