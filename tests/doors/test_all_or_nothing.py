@@ -10,7 +10,8 @@ from negdiag_param import (
     register_negative_diagonal,
     remove_negative_diagonal,
 )
-from tests.support.modules import Half
+from tests.support.modules import Half, linear
+from tests.support.state import state_of
 
 
 class Moody(NegativeDiagonal):
@@ -79,6 +80,18 @@ def test_initialising():
     with pytest.raises(ValueError, match=r"1\.weight: .* NaN"):
         init_(module, "*.weight", lambda tensor: tensor.fill_(next(values)))
     assert_alive(module, before)
+
+
+def test_registration():
+    class Shallow(Moody):
+        def inverse(self, d):
+            return d if (d < -5).any() else super().inverse(d)
+
+    module = nn.Sequential(linear(-2.0), linear(-7.0))
+    before = state_of(module)
+    with pytest.raises(ValueError, match=r"1\.weight: .* does not lead back"):
+        register_negative_diagonal(module, "*.weight", map=Shallow)
+    assert state_of(module) == before
 
 
 def test_registration_after_a_chain():
