@@ -45,12 +45,12 @@ STAGES = {
     "_life": (
         ["tests/life", "tests/doors"],
         ["tests/bad_input", "tests/wrappers", "tests/traps", "tests/tracing"],
-        RANKS,
+        [*RANKS, "tests/wrappers"],
     ),
     "_doors": (
         ["tests/doors", "tests/bad_input"],
         ["tests/life", "tests/wrappers", "tests/traps", "tests/tracing"],
-        RANKS,
+        [*RANKS, "tests/wrappers"],
     ),
     "_ranks": (
         ["tests/maths/test_shards.py"],
