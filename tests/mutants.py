@@ -36,6 +36,7 @@ PACKAGE = "negdiag_param"
 FIRST = ("test_forms", "test_strict", "test_round_trips", "test_geometry")
 APART = ("harness", "lightning", "accelerate", "script")  # of PyTorch's and others' own
 RANKS = ["tests/ranks", *(f"--ignore=tests/ranks/test_{name}.py" for name in APART)]
+SLOW = [*RANKS, "tests/wrappers"]
 STAGES = {
     "_maths": (
         [f"tests/maths/{name}.py" for name in FIRST],
@@ -45,12 +46,12 @@ STAGES = {
     "_life": (
         ["tests/life", "tests/doors"],
         ["tests/bad_input", "tests/wrappers", "tests/traps", "tests/tracing"],
-        [*RANKS, "tests/wrappers"],
+        SLOW,
     ),
     "_doors": (
         ["tests/doors", "tests/bad_input"],
         ["tests/life", "tests/wrappers", "tests/traps", "tests/tracing"],
-        [*RANKS, "tests/wrappers"],
+        SLOW,
     ),
     "_ranks": (
         ["tests/maths/test_shards.py"],

@@ -39,10 +39,12 @@ class WeightCache:
         self, holder: nn.Module, sources: Sequence[Tensor], compute: Callable[[], Tensor]
     ) -> Tensor:
         """The weight that ``compute`` makes of ``sources``, which ``holder`` holds."""
+        if torch.jit.is_tracing() or _torch_private.dispatch_mode_active():
+            return compute()  # a trace would keep what is known already as a constant
         weight = self._fresh(sources)
         if weight is not None:
             return weight
-        can_be_kept = all(map(_can_be_watched, sources)) and not _is_traced()
+        can_be_kept = all(map(_can_be_watched, sources)) and not _is_transformed()
         if can_be_kept and not _torch_private.is_managed_by_fsdp(holder):
             return self._filled(sources, compute)
         return compute()
@@ -50,8 +52,7 @@ class WeightCache:
     def _fresh(self, sources: Sequence[Tensor]) -> Tensor | None:
         """The weight, if it is still what ``sources`` give, and may stand for it here.
 
-        With gradients enabled only a weight that carries them may, and none in a trace, which
-        would keep it as a constant, or while a mode watches what is computed.
+        With gradients enabled only a weight that carries them may.
         """
         entry = self._entry  # read once: another thread may drop it
         if entry is None or entry.steps != _STEPS.count() or len(entry.sources) != len(sources):
@@ -61,8 +62,6 @@ class WeightCache:
                 return None
         weight = entry.weight
         if entry.weight_version != _torch_private.version(weight):
-            return None
-        if torch.jit.is_tracing() or _torch_private.dispatch_mode_active():
             return None
         if weight.requires_grad or not torch.is_grad_enabled():
             return weight
@@ -121,13 +120,8 @@ def _can_be_watched(source: Tensor) -> bool:
     return type(source) in (Tensor, nn.Parameter) and not source.is_inference()
 
 
-def _is_traced() -> bool:
-    return (
-        torch.jit.is_tracing()
-        or _torch_private.dispatch_mode_active()
-        or _torch_private.is_exporting()
-        or _torch_private.function_transforms_active()
-    )
+def _is_transformed() -> bool:
+    return _torch_private.is_exporting() or _torch_private.function_transforms_active()
 
 
 def _state(source: Tensor) -> tuple[object, ...]:
