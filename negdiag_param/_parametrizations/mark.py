@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from negdiag_param._parametrizations.options import Options
+from negdiag_param._torch_private import has_values
 
 _LENGTH, _TEXT, _GAP = 256, 176, 8.0
 
@@ -67,7 +68,7 @@ def mismatch(mark: object, expected: Meaning) -> str | None:
             f"shape {tuple(mark.shape)}, {mark.dtype}" if isinstance(mark, Tensor) else repr(mark)
         )
         return f"expected the mark of {expected}, a tensor of shape ({_LENGTH},), found {what}"
-    if mark.is_meta:
+    if not has_values(mark):
         return None  # it says nothing
     found = Meaning.parse(_decode(mark))
     if found.text == expected.text and _agree(found.values, expected.values):

@@ -178,6 +178,7 @@ def test_what_has_no_values_has_a_life_too(mode, map):
         layer = register_negative_diagonal(nn.Linear(4, 4), map=map)
         layer.weight = -torch.eye(4)
         init_(layer, "weight", nn.init.ones_)
+        layer.load_state_dict(layer.state_dict())
         layer(torch.ones(2, 4)).sum().backward()
         assert layer.parametrizations.weight.original.grad.shape == (4, 4)
         assert [entries.shape for _, entries in negative_diagonals(layer)] == [(4,)]
