@@ -6,16 +6,16 @@ from negdiag_param._doors.plain import plain_state_dict
 from negdiag_param._doors.register import register_negative_diagonal, remove_negative_diagonal
 from negdiag_param._parametrizations.base import NegativeDiagonal
 from negdiag_param._parametrizations.ready import (
+    ClampDiagonal,
     NegExpDiagonal,
-    NegSmoothAbsDiagonal,
     NegSoftplusDiagonal,
     NegSquareDiagonal,
     SignFlipDiagonal,
 )
 
 __all__ = [
+    "ClampDiagonal",
     "NegExpDiagonal",
-    "NegSmoothAbsDiagonal",
     "NegSoftplusDiagonal",
     "NegSquareDiagonal",
     "NegativeDiagonal",
@@ -26,7 +26,7 @@ __all__ = [
     "register_negative_diagonal",
     "remove_negative_diagonal",
 ]
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 for _name in __all__:
     # Pickles and help() know this door only, wherever a room behind it moves.

@@ -19,8 +19,8 @@ from negdiag_param._parametrizations.base import NegativeDiagonal
 from negdiag_param._parametrizations.invert import check, dense, judged
 from negdiag_param._parametrizations.options import MapOptionsDict, Options, OptionsDict
 from negdiag_param._parametrizations.ready import (
+    ClampDiagonal,
     NegExpDiagonal,
-    NegSmoothAbsDiagonal,
     NegSoftplusDiagonal,
     NegSquareDiagonal,
     SignFlipDiagonal,
@@ -30,12 +30,12 @@ from negdiag_param._parametrizations.transform import TransformDiagonal
 from negdiag_param._ranks import dtensor
 from negdiag_param._torch_private import non_persistent_buffers
 
-MapName = Literal["smooth_abs", "exp", "softplus", "square", "sign_flip"]
+MapName = Literal["clamp", "exp", "softplus", "square", "sign_flip"]
 Map: TypeAlias = MapName | type[NegativeDiagonal] | NegativeDiagonal | Transform
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _MAPS: dict[str, type[NegativeDiagonal]] = {
-    "smooth_abs": NegSmoothAbsDiagonal,
+    "clamp": ClampDiagonal,
     "exp": NegExpDiagonal,
     "softplus": NegSoftplusDiagonal,
     "square": NegSquareDiagonal,

@@ -19,7 +19,7 @@ def register_negative_diagonal(
     module: M,
     tensor_name: str = "weight",
     *,
-    map: plan.Map = "smooth_abs",
+    map: plan.Map = "clamp",
     **options: Unpack[MapOptionsDict],
 ) -> M:
     r"""Keeps the diagonal of a layer's weight negative throughout training, in one line.
@@ -47,7 +47,7 @@ def register_negative_diagonal(
             shell-style pattern over the names of ``module.named_parameters()``
             (``"encoder.*.weight"``), which skips tensors of one dimension, but takes rectangular
             ones, such as a readout's.
-        map: ``"smooth_abs"``, ``"exp"``, ``"softplus"``, ``"square"``, ``"sign_flip"``, a
+        map: ``"clamp"``, ``"exp"``, ``"softplus"``, ``"square"``, ``"sign_flip"``, a
             :class:`NegativeDiagonal` class, an instance (used as a template, with its own
             options), or a ``torch.distributions`` transform from the reals to the negative numbers.
         margin: every diagonal entry is at most ``-margin``, and strictly negative.
@@ -63,10 +63,7 @@ def register_negative_diagonal(
             raises, here as well.
         cache_in_eval: in eval mode without gradients, compute the weight once and reuse it until
             the original changes. Writes through ``.data`` go unnoticed.
-        rest: the diagonal entry that an original of 0 gives, which weight decay pulls to. None
-            leaves that to the map.
-        options: what else the map takes: ``delta`` of ``"smooth_abs"`` (0.05), ``beta`` of
-            ``"softplus"`` (1.0).
+        options: what else the map takes: ``beta`` of ``"softplus"`` (1.0).
 
     Returns:
         ``module``, with its class replaced by one that computes the weight.

@@ -1,9 +1,11 @@
 """Puts a mapped diagonal on a weight: one copy forward, one copy backward, O(n) work besides.
 
-There are three forms of the same operation, because no single one is both fast and accepted by
+There are several forms of the same operation, because no single one is both fast and accepted by
 everything that traces or transforms PyTorch code:
 
 - ``_Fused``, an autograd function around one clone each way, in eager mode and ``torch.compile``;
+- for a projection, a clone that is clamped where autograd does not see it, so that its backward
+  pass is that of the clone: none;
 - ``torch.diagonal_scatter`` under ``torch.func`` and forward-mode AD, and for maps that do not
   come with a slope;
 - a ``torch.where`` without in-place writes, while exporting or tracing.
@@ -30,12 +32,22 @@ def constrain(original: Tensor, diagonal: Diagonal, strict: StrictMap) -> Tensor
         return diagonal.exported(original, value)
     if not strict.has_slope or is_transformed(original):
         return diagonal.scattered(original, mapped(diagonal.view(original), strict))
+    if strict.is_projection:
+        weight = original.clone()
+        project_(weight, diagonal, strict)
+        return weight
     if original.requires_grad and torch.is_grad_enabled():
         return _Fused.apply(original, diagonal, strict)  # type: ignore[no-any-return, no-untyped-call]
     weight = original.clone()
     entries = diagonal.view(weight)
     entries.copy_(strict.value(entries))
     return weight
+
+
+def project_(tensor: Tensor, diagonal: Diagonal, strict: StrictMap) -> None:
+    """Sets the diagonal entries beyond the bound to it, out of the sight of autograd."""
+    with torch.no_grad():
+        diagonal.view(tensor).clamp_(max=strict.limits(tensor.dtype).bound)
 
 
 def mapped(diagonal: Tensor, strict: StrictMap) -> Tensor:

@@ -20,6 +20,8 @@ class ScalarMap(ABC):
     """A map R -> (-inf, -margin] with its inverse, and its derivatives if it ``has_slope``."""
 
     has_slope: ClassVar[bool] = True
+    #: Whether it is ``min(x, bound)``, so that originals beyond the bound may be set to it.
+    is_projection: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -46,17 +48,9 @@ class ScalarMap(ABC):
     def inverse(self, value: Tensor, limits: Limits) -> Tensor:
         """A finite ``x`` that maps to the feasible ``value``."""
 
-    def centre(self, limits: Limits) -> float | None:
-        """What originals of the same value lie on both sides of, if there are any."""
-        return None
-
     def grain(self, x: Tensor) -> Tensor:
         """The size of the numbers whose rounding makes neighbours of ``x`` the same to the map."""
         return x.abs()
-
-    def mirrored(self, x: Tensor, limits: Limits) -> Tensor | None:
-        """The other original of the same value, if it may round to a better one."""
-        return None
 
     def slope(self, x: Tensor, limits: Limits) -> Tensor:
         """The derivative, differentiable."""

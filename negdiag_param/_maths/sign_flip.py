@@ -20,10 +20,6 @@ class SignFlip(ScalarMap):
         return torch.where(x > limits.bound, -2.0 * limits.margin - x, x)
 
     @override
-    def centre(self, limits: Limits) -> float:
-        return -limits.margin
-
-    @override
     def inverse(self, value: Tensor, limits: Limits) -> Tensor:
         return value
 

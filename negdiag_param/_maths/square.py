@@ -30,10 +30,6 @@ class Square(ScalarMap):
         return lowered(_minus_distance(distance_from_zero(x)), limits)
 
     @override
-    def centre(self, limits: Limits) -> float:
-        return 0.0
-
-    @override
     def inverse(self, value: Tensor, limits: Limits) -> Tensor:
         # a^2 + s a - y = 0, solved without a difference
         y = distance(value, limits)

@@ -26,6 +26,8 @@ class StrictMap:
         self.margin = margin
         #: Whether :meth:`value_and_slope`, :meth:`slope` and :meth:`smooth` are there.
         self.has_slope = scalar_map.has_slope
+        #: Whether it is ``min(original, bound)``.
+        self.is_projection = scalar_map.is_projection
         self._limits = _all_limits(margin)
 
     def value(self, original: Tensor) -> Tensor:
@@ -58,14 +60,9 @@ class StrictMap:
         wide = self.scalar_map.inverse(widened(entries), limits)
         original = wide.to(entries.dtype)
         error = (self.value(original) - entries).abs()
-        for start in (wide, self.scalar_map.mirrored(wide, limits)):
-            if start is not None and error.any():
-                original, error = self._nearer(start, original, error, entries)
-        return original
+        return self._nearer(wide, original, error, entries) if error.any() else original
 
-    def _nearer(
-        self, start: Tensor, best: Tensor, error: Tensor, entries: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _nearer(self, start: Tensor, best: Tensor, error: Tensor, entries: Tensor) -> Tensor:
         """``best`` or, where the ``error`` is smaller there, a neighbour of ``start``.
 
         The inverse is exact to a few roundings, of the value where that is flat and of the original
@@ -84,7 +81,7 @@ class StrictMap:
                 best = torch.where(found < error, candidate, best)
                 error = torch.minimum(found, error)
             start = widened(best)
-        return best, error
+        return best
 
     def _tried(
         self, start: Tensor, step: Tensor, entries: Tensor

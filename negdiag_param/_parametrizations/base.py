@@ -1,5 +1,7 @@
 """The parametrization module: a scalar map on a diagonal."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self, override
@@ -16,6 +18,7 @@ from negdiag_param._parametrizations.invert import check, dtype_of, inverted
 from negdiag_param._parametrizations.options import Options
 from negdiag_param._parametrizations.overriding import scalar_map
 from negdiag_param._parametrizations.record import Record
+from negdiag_param._parametrizations.steps import Homes
 from negdiag_param._ranks import dtensor
 from negdiag_param._torch_private import own_buffers, own_modules, own_parameters
 
@@ -29,7 +32,7 @@ class NegativeDiagonal(nn.Module):
     In plain words: the optimizer trains ``X`` freely; what the layer sees has a diagonal that is
     strictly negative and at most ``-margin`` at every step, and everything else of ``X`` as it is.
     Subclasses give the scalar map and its inverse; the first of the ready ones is
-    :class:`NegSmoothAbsDiagonal`.
+    :class:`ClampDiagonal`.
 
     Attach it with :func:`register_negative_diagonal`, or with
     :func:`torch.nn.utils.parametrize.register_parametrization`. Only the former infers the groups
@@ -56,7 +59,6 @@ class NegativeDiagonal(nn.Module):
             raises. An entry that lands on or inside the boundary starts a little outside of it.
         cache_in_eval: in eval mode without gradients, compute the weight once and reuse it until
             the original changes. Writes through ``.data`` go unnoticed, hence off by default.
-        rest: the entry that an original of 0 gives, which weight decay pulls to (ready maps only).
 
     Raises:
         TypeError: if an argument is of the wrong type.
@@ -83,14 +85,14 @@ class NegativeDiagonal(nn.Module):
         blocks: int | None = None,
         infeasible: Infeasible = "warn",
         cache_in_eval: bool = False,
-        rest: float | None = None,
     ) -> None:
         super().__init__()
-        self.options = Options(margin, dims, taps, blocks, infeasible, cache_in_eval, rest)
+        self.options = Options(margin, dims, taps, blocks, infeasible, cache_in_eval)
         self.record = Record()
-        chosen = scalar_map(self, NegativeDiagonal, self._own_name, self.options)
+        chosen = scalar_map(self, NegativeDiagonal, self._own_name)
         self.strict = StrictMap(chosen, self.options.margin)
         self.cache = WeightCache()
+        self.homes = Homes() if self.strict.is_projection else None
 
     def map(self, x: Tensor) -> Tensor:
         """The scalar map, entry by entry: from any real to a negative number.
@@ -123,13 +125,16 @@ class NegativeDiagonal(nn.Module):
                 diagonal holds NaN or infinity, or is infeasible and ``infeasible="error"``.
         """
         self.cache.drop()
-        return inverted(
+        original = inverted(
             weight,
             self.options.diagonal,
             self.strict,
             infeasible or self.options.infeasible,
             self.record.name,
         )
+        if self.record.ndim is None:
+            self.record = replace(self.record, ndim=original.ndim)
+        return original
 
     def entries(self, original: Tensor) -> Tensor:
         """The mapped diagonal of ``original`` alone, differentiable, in O(n).

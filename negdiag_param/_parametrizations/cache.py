@@ -1,14 +1,13 @@
 """A weight that was computed before, with what tells whether it still holds."""
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from negdiag_param import _torch_private
+from negdiag_param._parametrizations.steps import STEPS
 
 
 class _Entry(NamedTuple):
@@ -55,7 +54,7 @@ class WeightCache:
         With gradients enabled only a weight that carries them may.
         """
         entry = self._entry  # read once: another thread may drop it
-        if entry is None or entry.steps != _STEPS.count() or len(entry.sources) != len(sources):
+        if entry is None or entry.steps != STEPS.count() or len(entry.sources) != len(sources):
             return None
         for known, source, state in zip(entry.sources, sources, entry.states, strict=True):
             if known is not source or state != _state(source):
@@ -69,10 +68,10 @@ class WeightCache:
 
     def _filled(self, sources: Sequence[Tensor], compute: Callable[[], Tensor]) -> Tensor:
         """Computes the weight and keeps it."""
-        _STEPS.watch()
+        STEPS.watch()
         # The states are taken before the tensors are read: if another thread writes in between,
         # the entry is stale from the start and the next reader makes its own.
-        steps, states = _STEPS.count(), [_state(source) for source in sources]
+        steps, states = STEPS.count(), [_state(source) for source in sources]
         storages = [source.untyped_storage() for source in sources]
         # Tensors made in inference mode have no version counter.
         with_grad = torch.is_grad_enabled()
@@ -86,33 +85,6 @@ class WeightCache:
         version = _torch_private.version(weight)
         self._entry = _Entry(tuple(sources), states, storages, steps, weight, version)
         return weight
-
-
-class _Steps:
-    """Notices the steps of all optimizers: fused ones do not move version counters."""
-
-    def __init__(self) -> None:
-        self._happened = False
-        self._count = 0
-
-    @lru_cache  # noqa: B019 (there is a single instance)
-    def watch(self) -> None:
-        """From now on, every step of every optimizer is noticed."""
-        register_optimizer_step_post_hook(self._note)
-
-    def count(self) -> int:
-        """A number that is another one after a step."""
-        if self._happened:
-            self._happened = False
-            self._count += 1
-        return self._count
-
-    def _note(self, *_: object) -> None:
-        # Only sets, as a compiled step that read anything here would be compiled anew for it.
-        self._happened = True
-
-
-_STEPS = _Steps()
 
 
 def _can_be_watched(source: Tensor) -> bool:

@@ -37,7 +37,7 @@ class Meaning(NamedTuple):
         shown = {k: v for k, v in options.changed().items() if (k, v) != ("dims", (0, 1))}
         parts = [f"{key}={value}" for key, value in constants.items()]
         parts += [f"margin={options.margin}"]
-        kept = ("dims", "blocks", "taps", "rest")
+        kept = ("dims", "blocks", "taps")
         parts += [f"{key}={shown[key]!r}" for key in kept if key in shown]
         text = f"{map_name}({', '.join(parts)})".encode("ascii", "backslashreplace").decode()
         if len(text) > _TEXT:

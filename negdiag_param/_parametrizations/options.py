@@ -24,14 +24,12 @@ class OptionsDict(TypedDict, total=False):
     blocks: int | None
     infeasible: Infeasible
     cache_in_eval: bool
-    rest: float | None
 
 
 class MapOptionsDict(OptionsDict, total=False):
-    """The options as keyword arguments, and the constants of the maps that have one."""
+    """The options as keyword arguments, and the constant of the map that has one."""
 
     beta: float
-    delta: float
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,6 @@ class Options:
     blocks: int | None = None
     infeasible: Infeasible = "warn"
     cache_in_eval: bool = False
-    rest: float | None = None
     diagonal: Diagonal = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -60,7 +57,6 @@ class Options:
         check_policy(self.infeasible)
         if not isinstance(self.cache_in_eval, bool):
             raise TypeError(f"cache_in_eval: expected True or False, got {self.cache_in_eval!r}")
-        _set(self, "rest", _checked_rest(self.rest, self.margin))
         _set(self, "diagonal", Diagonal(self.dims, self.blocks or 1, self.taps))
 
     @property
@@ -121,18 +117,9 @@ def _checked_margin(margin: object) -> float:
     return value
 
 
-def _checked_rest(rest: object, margin: float) -> float | None:
-    if rest is None:
-        return None
-    value = _number("rest", rest, "a number or None")
-    if not (math.isfinite(value) and value < -margin):
-        raise ValueError(f"rest: expected a finite number below {0.0 - margin}, got {rest}")
-    return value
-
-
-def _number(name: str, value: object, wanted: str = "a number") -> float:
+def _number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name}: expected {wanted}, got {type(value).__name__}")
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     try:
         return float(value)
     except OverflowError:  # of a whole number

@@ -1,57 +1,55 @@
 """The ready maps."""
 
+from negdiag_param._maths.clamp import Clamp
 from negdiag_param._maths.diagonal import Taps
 from negdiag_param._maths.exp import Exp
 from negdiag_param._maths.feasible import Infeasible
 from negdiag_param._maths.sign_flip import SignFlip
-from negdiag_param._maths.smooth_abs import SmoothAbs
 from negdiag_param._maths.softplus import Softplus
 from negdiag_param._maths.square import Square
 from negdiag_param._parametrizations.base import NegativeDiagonal
 from negdiag_param._parametrizations.options import checked_constant
 
 
-class NegSmoothAbsDiagonal(NegativeDiagonal):
-    r"""Keeps a diagonal negative through minus an absolute value with a rounded corner.
+class ClampDiagonal(NegativeDiagonal):
+    r"""Keeps a diagonal negative as clamping it after every optimizer step does.
 
     .. math::
-        W_{ii} = -\Bigl(\text{margin}
-            + |X_{ii}| \frac{|X_{ii}| + \delta / 100}{|X_{ii}| + \delta}\Bigr)
+        W_{ii} = \min(X_{ii}, -\text{margin})
 
-    In plain words: away from the boundary the original moves as the weight itself would, with a
-    slope up to 1; within ``delta`` of it the slope falls to 1/100, so that entries come to rest
-    there instead of bouncing, and never stick. Weight decay pulls the entries to ``-margin``, as
-    it pulls a plain weight to zero.
+    In plain words: the original is the weight itself. What a step moves beyond the boundary is set
+    to it right after the step, by every :class:`torch.optim.Optimizer`: projected gradient
+    descent, so training, weight decay, averages and checkpoints are those of a plain layer that is
+    clamped after each step, bit for bit. In addition the weight is clamped at every reading, so
+    nobody ever sees an infeasible one. Without a margin the boundary is the negative number
+    closest to zero that is not subnormal.
 
-    Shape, initial value, Raises and the other Args: see :class:`NegativeDiagonal`.
+    The slope counts as 1 for every original (a straight-through estimator), so an entry at or
+    beyond the boundary moves as any other. Where no optimizer of PyTorch steps (``p -= lr *
+    p.grad`` by hand, optimizers on ``torch.func`` tensors, master weights kept elsewhere), the
+    original is not set to the boundary: the weight is feasible all the same, but an original that
+    has gone far beyond takes as many steps back.
 
-    Args:
-        delta: how wide the corner is. The default suits diagonals from 0.01 to 100 and steps of
-            ordinary size; take a tenth of the size that yours have.
+    Shape, initial value, Args and Raises: see :class:`NegativeDiagonal`.
 
     Example:
-        >>> layer = register_negative_diagonal(nn.Linear(2, 2), map=NegSmoothAbsDiagonal)
+        >>> layer = register_negative_diagonal(nn.Linear(2, 2), map=ClampDiagonal, margin=0.5)
         >>> layer.weight = torch.tensor([[-1.0, 5.0], [6.0, -2.0]])
+        >>> layer.parametrizations.weight.original
+        Parameter containing:
+        tensor([[-1.,  5.],
+                [ 6., -2.]], requires_grad=True)
+        >>> optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+        >>> (-layer.weight.diagonal()).sum().backward()
+        >>> optimizer.step()  # by 1 upwards
         >>> layer.parametrizations.weight.original.diagonal()
-        tensor([-1.0472, -2.0483], grad_fn=<DiagonalBackward0>)
+        tensor([-0.5000, -1.0000], grad_fn=<DiagonalBackward0>)
 
-    Source: this package's study, ``python -m tests.benchmarks.training``.
+    Source: Bertsekas 1976, On the Goldstein-Levitin-Polyak gradient projection method;
+    ``torch.clamp_`` after each step, as in https://discuss.pytorch.org/t/177339
     """
 
-    def __init__(
-        self,
-        margin: float = 0.0,
-        dims: tuple[int, ...] | None = None,
-        taps: Taps = "all",
-        blocks: int | None = None,
-        infeasible: Infeasible = "warn",
-        cache_in_eval: bool = False,
-        rest: float | None = None,
-        *,
-        delta: float = 0.05,
-    ) -> None:
-        self._closed_form = SmoothAbs(checked_constant("delta", delta))
-        super().__init__(margin, dims, taps, blocks, infeasible, cache_in_eval, rest)
+    _closed_form = Clamp()
 
 
 class NegExpDiagonal(NegativeDiagonal):
@@ -112,12 +110,11 @@ class NegSoftplusDiagonal(NegativeDiagonal):
         blocks: int | None = None,
         infeasible: Infeasible = "warn",
         cache_in_eval: bool = False,
-        rest: float | None = None,
         *,
         beta: float = 1.0,
     ) -> None:
         self._closed_form = Softplus(checked_constant("beta", beta))
-        super().__init__(margin, dims, taps, blocks, infeasible, cache_in_eval, rest)
+        super().__init__(margin, dims, taps, blocks, infeasible, cache_in_eval)
 
 
 class NegSquareDiagonal(NegativeDiagonal):

@@ -40,6 +40,13 @@ def constrain(original: Tensor, diagonal: Diagonal, strict: StrictMap, name: str
     return _wrapped(weight if parts else weight.clone(), original)
 
 
+def project_(original: Tensor, diagonal: Diagonal, strict: StrictMap, name: str) -> None:
+    """Sets what this rank holds of the diagonal to the bound, where it is beyond."""
+    held, parts = local(original, diagonal, name)
+    for part in parts:
+        kernel.project_(held, part, strict)
+
+
 def local(tensor: Tensor, diagonal: Diagonal, name: str) -> tuple[Tensor, tuple[Diagonal, ...]]:
     """What this rank holds of ``tensor``, and where the diagonal lies in that.
 

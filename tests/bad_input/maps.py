@@ -13,7 +13,7 @@ from tests.bad_input.table import MATRIX, Bad, Table
 from tests.support.modules import linear
 
 Function = Callable[[Any, Tensor], Any]
-KNOWN = "smooth_abs, exp, softplus, square, sign_flip"
+KNOWN = "clamp, exp, softplus, square, sign_flip"
 LIKE = "shape (3,), torch.float32"
 
 

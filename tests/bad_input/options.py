@@ -7,7 +7,6 @@ import torch
 
 from negdiag_param import (
     NegExpDiagonal,
-    NegSmoothAbsDiagonal,
     NegSoftplusDiagonal,
     register_negative_diagonal,
 )
@@ -21,8 +20,6 @@ DIMS = "dims: expected a tuple of two integers or (), got "
 TAPS = "taps: expected one of ('all', 'center'), got "
 BLOCKS = "blocks: expected an integer, got "
 POLICY = "infeasible: expected one of ('warn', 'reflect', 'error'), got "
-REST = "rest: expected a number "
-BELOW = "rest: expected a finite number below 0.0, got "
 CACHE = "cache_in_eval: expected True or False, got "
 
 OPTIONS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
@@ -64,12 +61,6 @@ OPTIONS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "a cache of text": ({"cache_in_eval": "no"}, TypeError, CACHE + "'no'"),
     "a cache of one": ({"cache_in_eval": 1}, TypeError, CACHE + "1"),
     "no cache": ({"cache_in_eval": None}, TypeError, CACHE + "None"),
-    "a rest of text": ({"rest": "-1"}, TypeError, REST + "or None, got str"),
-    "a true rest": ({"rest": True}, TypeError, REST + "or None, got bool"),
-    "a NaN rest": ({"rest": math.nan}, ValueError, BELOW + "nan"),
-    "a rest at infinity": ({"rest": -math.inf}, ValueError, BELOW + "-inf"),
-    "a rest at zero": ({"rest": 0.0}, ValueError, BELOW + "0.0"),
-    "a rest beyond all floats": ({"rest": -(10**400)}, ValueError, BELOW + "-1000..."),
 }
 MAPS: dict[str, Any] = {
     "a name": "softplus",
@@ -91,9 +82,9 @@ CONSTANTS = {
     "NaN": (math.nan, ValueError, "a number between 1e-6 and 1e6, got nan"),
     "huge": (10**400, ValueError, "a number between 1e-6 and 1e6, got 1000..."),
 }
-HAVE_ONE = {"beta": NegSoftplusDiagonal, "delta": NegSmoothAbsDiagonal}
+HAVE_ONE = {"beta": NegSoftplusDiagonal}
 UNKNOWN = {"a misspelt option": "margins", "the constant of another map": "beta"}
-KNOWN = "margin, dims, taps, blocks, infeasible, cache_in_eval, rest"
+KNOWN = "margin, dims, taps, blocks, infeasible, cache_in_eval"
 # What is fit in itself, but not for a Linear(3, 3).
 UNFIT: dict[str, tuple[dict[str, Any], str]] = {
     "dims out of range": ({"dims": (0, 2)}, "dims within 2 dimensions, got dims=(0, 2)"),
@@ -166,13 +157,6 @@ ROWS: Table = {
         lambda _: NegExpDiagonal(margins=0.1),
         TypeError,
         "...__init__() got an unexpected keyword argument 'margins'...",
-    ),
-    "register_negative_diagonal: a rest beside a user's map": Bad(
-        linear,
-        lambda module: register_negative_diagonal(module, map=OwnSquareDiagonal, rest=-1.0),
-        ValueError,
-        "rest: expected one of the ready maps beside it, got OwnSquareDiagonal; let the map itself "
-        "put 0 where the originals shall rest",
     ),
     **{
         f"register_negative_diagonal: {label}": Bad(

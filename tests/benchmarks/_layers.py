@@ -13,7 +13,7 @@ from negdiag_param import register_negative_diagonal, remove_negative_diagonal
 from tests.benchmarks._rivals import MAPS, Constrain, forum
 from tests.benchmarks._timing import Job, Meter, Ratio
 
-COMPILED = "smooth_abs, both compiled"
+COMPILED = "clamp, both compiled"
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def train_ratios(layer: Layer, meter: Meter, compiled: bool) -> dict[str, Ratio]
     )
     if compiled:
         torch.compiler.reset()
-        ours = modules["smooth_abs"]
+        ours = modules["clamp"]
         unit, job = (_training(module, _compiled(module), x) for module in (bare, ours))
         ratios |= meter.compare(unit, {COMPILED: job})
     return ratios
@@ -74,10 +74,10 @@ def eval_ratios(layer: Layer, meter: Meter, compiled: bool) -> dict[str, Ratio]:
     ours = _registered(bare)
     removed = remove_negative_diagonal(_registered(bare))
     jobs = {
-        "smooth_abs": Job(lambda: ours(x), torch.no_grad),
-        "smooth_abs in `cached()`": Job(lambda: ours(x), _cached),
-        "smooth_abs, `cache_in_eval`": _inference(_registered(bare, cache_in_eval=True), x),
-        "smooth_abs, removed": _inference(removed, x),
+        "clamp": Job(lambda: ours(x), torch.no_grad),
+        "clamp in `cached()`": Job(lambda: ours(x), _cached),
+        "clamp, `cache_in_eval`": _inference(_registered(bare, cache_in_eval=True), x),
+        "clamp, removed": _inference(removed, x),
     }
     ratios = meter.compare(_inference(bare, x), jobs)
     if compiled:

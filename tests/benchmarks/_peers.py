@@ -48,7 +48,7 @@ def _geotorch(constraint: str) -> Peer:
 
 
 _TORCH: dict[str, Peer] = {
-    "negdiag_param: negative diagonal (smooth_abs)": register_negative_diagonal,
+    "negdiag_param: negative diagonal (clamp)": register_negative_diagonal,
     "torch weight_norm: rows of learned length": parametrizations.weight_norm,
     "torch orthogonal: orthogonal matrix": parametrizations.orthogonal,
     "geotorch.skew: antisymmetric, hence zero diagonal": _geotorch("skew"),

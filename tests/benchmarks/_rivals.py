@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from negdiag_param import (
+    ClampDiagonal,
     NegativeDiagonal,
     NegExpDiagonal,
-    NegSmoothAbsDiagonal,
     NegSoftplusDiagonal,
     NegSquareDiagonal,
     SignFlipDiagonal,
@@ -52,7 +52,7 @@ def clamp_(weight: Tensor) -> None:
 
 
 MAPS: dict[str, type[NegativeDiagonal]] = {
-    "smooth_abs": NegSmoothAbsDiagonal,
+    "clamp": ClampDiagonal,
     "exp": NegExpDiagonal,
     "softplus": NegSoftplusDiagonal,
     "square": NegSquareDiagonal,

@@ -70,7 +70,7 @@ def peers(meter: Meter, sizes: Sequence[int]) -> list[Table]:
 def growth(meter: Meter, sizes: Sequence[int]) -> list[Table]:
     """Cost in clones from small to large."""
     table = Table("Growth with n, forward and backward", IN_CLONES)
-    ways: dict[str, Constrain] = {"negdiag_param, smooth_abs": MAPS["smooth_abs"](), FORUM: forum}
+    ways: dict[str, Constrain] = {"negdiag_param, clamp": MAPS["clamp"](), FORUM: forum}
     ways |= FLOOR
     for n in sizes:
         tell(f"growth, n={n}")
@@ -150,7 +150,7 @@ def captured(meter: Meter, sizes: Sequence[int]) -> list[Table]:
         bare = nn.Linear(n, n, device=meter.device)
         ours = register_negative_diagonal(nn.Linear(n, n, device=meter.device))
         unit, job = (_cuda.captured_step(layer, x) for layer in (bare, ours))
-        table.put(f"n={n}", meter.compare(unit, {"smooth_abs": job}))
+        table.put(f"n={n}", meter.compare(unit, {"clamp": job}))
     return [table]
 
 

@@ -7,16 +7,11 @@ import re
 import pytest
 from torch import nn
 
-from negdiag_param import (
-    NegativeDiagonal,
-    NegSmoothAbsDiagonal,
-    NegSoftplusDiagonal,
-    register_negative_diagonal,
-)
+from negdiag_param import NegativeDiagonal, NegSoftplusDiagonal, register_negative_diagonal
 from tests.support.tables import BUILT_IN
 
-OPTIONS = ["margin", "dims", "taps", "blocks", "infeasible", "cache_in_eval", "rest"]
-CONSTANTS = {NegSoftplusDiagonal: ["beta"], NegSmoothAbsDiagonal: ["delta"]}
+OPTIONS = ["margin", "dims", "taps", "blocks", "infeasible", "cache_in_eval"]
+CONSTANTS = {NegSoftplusDiagonal: ["beta"]}
 
 
 def is_function(value: object) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.support.asserts import assert_negative, assert_same_bits
 from tests.support.modes import flushing, switched
-from tests.support.tables import CONSTANTS
+from tests.support.tables import VARIANTS
 from tests.support.wheres import wheres
 
 WIDE = st.sampled_from([torch.float32, torch.float64])
@@ -61,7 +61,7 @@ MODES = {
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled:UserWarning")
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", CONSTANTS)
+@pytest.mark.parametrize("name", VARIANTS)
 @examples
 @given(data=st.data(), where=wheres(), dtype=WIDE, margin=MARGINS)
 def test_any_tensor(name, mode, data, where, dtype, margin):
@@ -71,7 +71,7 @@ def test_any_tensor(name, mode, data, where, dtype, margin):
     upstream = torch.linspace(-2.0, 2.0, max(math.prod(where.shape), 1), dtype=dtype)
     upstream = upstream[: math.prod(where.shape)].reshape(where.shape)
     with MODES[mode]():
-        parametrization = CONSTANTS[name](margin, infeasible="error", **where.options)
+        parametrization = VARIANTS[name](margin, infeasible="error", **where.options)
         leaf = original.clone().requires_grad_()
         weight = parametrization(leaf)
         weight.backward(upstream)

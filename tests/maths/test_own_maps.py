@@ -33,7 +33,7 @@ def test_a_subclass_that_overrides_the_map_of_a_ready_one_is_honoured():
 
 
 FORMULAS = {
-    "smooth_abs": lambda x: -x.abs() * (x.abs() + 0.0005) / (x.abs() + 0.05),
+    "clamp": lambda x: x.clamp(max=-torch.finfo(x.dtype).tiny),
     "exp": lambda x: -x.exp(),
     "softplus": lambda x: -F.softplus(x),
     "square": lambda x: -x.square() - 0.01 * x.abs(),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from negdiag_param import NegativeDiagonal
 from tests.support.asserts import bits
-from tests.support.tables import CONSTANTS, DTYPES, VARIANTS, every_dtype
+from tests.support.tables import DTYPES, VARIANTS, every_dtype
 
 MARGINS_HERE = (0.0, 0.7)
 LENGTHS = (1, 3, 7, 8, 17, 33)
@@ -95,7 +95,7 @@ def test_so_at_every_level_of_vectorization(runs, level):
 def main() -> None:
     torch.set_num_threads(1)
     print(torch.backends.cpu.get_cpu_capability())
-    for name in CONSTANTS:
+    for name in VARIANTS:
         for margin in MARGINS_HERE:
             for dtype in DTYPES:
                 found = dependent(name, margin, dtype)

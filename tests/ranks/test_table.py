@@ -129,7 +129,7 @@ def test_a_checkpoint_of_another_map_is_refused(kind: str) -> None:
     target = build(kind)
     before = output(target)
     with pytest.raises(
-        RuntimeError, match=r"expected a checkpoint of smooth_abs.*found one of softplus"
+        RuntimeError, match=r"expected a checkpoint of clamp.*found one of softplus"
     ):
         set_model_state_dict(target, state)
     assert torch.equal(output(target), before)

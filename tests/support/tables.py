@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.distributions import AffineTransform, ComposeTransform, SoftplusTransform
 
 from negdiag_param import (
+    ClampDiagonal,
     NegativeDiagonal,
     NegExpDiagonal,
-    NegSmoothAbsDiagonal,
     NegSoftplusDiagonal,
     NegSquareDiagonal,
     SignFlipDiagonal,
@@ -26,22 +26,17 @@ def neg_softplus_transform() -> ComposeTransform:
 
 
 BUILT_IN: dict[str, type[NegativeDiagonal]] = {
-    "smooth_abs": NegSmoothAbsDiagonal,
+    "clamp": ClampDiagonal,
     "exp": NegExpDiagonal,
     "softplus": NegSoftplusDiagonal,
     "square": NegSquareDiagonal,
     "sign_flip": SignFlipDiagonal,
 }
-# The same with constants of their own, and resting elsewhere.
-CONSTANTS: dict[str, Callable[..., NegativeDiagonal]] = {
+# The same, and with a constant of their own.
+VARIANTS: dict[str, Callable[..., NegativeDiagonal]] = {
     **BUILT_IN,
     "softplus_beta": partial(NegSoftplusDiagonal, beta=10.0),
-    "smooth_abs_wide": partial(NegSmoothAbsDiagonal, delta=2.0),
 }
-RESTING: dict[str, Callable[..., NegativeDiagonal]] = {
-    f"{name}_rest": partial(cls, rest=-2.5) for name, cls in BUILT_IN.items()
-}
-VARIANTS = CONSTANTS | RESTING
 CLASSES: dict[str, type[NegativeDiagonal]] = {**BUILT_IN, "subclass": OwnSquareDiagonal}
 NAMED: dict[str, Any] = {name: name for name in BUILT_IN}
 MAPS: dict[str, Any] = NAMED | {
@@ -147,7 +142,7 @@ every_map = pytest.mark.parametrize("map", rows(MAPS))
 every_built_in = pytest.mark.parametrize("map", BUILT_IN)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
 every_margin = pytest.mark.parametrize("margin", MARGINS)
-LEADING = "exp"  # the map that meets every layer
+LEADING = "clamp"  # the map that meets every layer
 ALL_MAPS_ON = ("linear", "conv2d_groups", "lstm")  # the layers that meet every map
 
 

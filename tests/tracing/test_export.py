@@ -82,12 +82,12 @@ def test_export_does_not_leave_the_module_changed():
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_an_exported_model_trains(strict):
-    module = register_negative_diagonal(nn.Linear(4, 4))
+    module = register_negative_diagonal(nn.Linear(4, 4, bias=False))
     again = torch.export.export(module, (torch.eye(4),), strict=strict).module()
     optimizer = torch.optim.SGD(again.parameters(), lr=0.02)
     for _ in range(5):
         optimizer.zero_grad()
         (again(torch.eye(4)) - 5).square().sum().backward()
         optimizer.step()
-    found = again(torch.eye(4)) - again.bias
+    found = again(torch.eye(4))
     assert (found.diagonal() < 0).all()

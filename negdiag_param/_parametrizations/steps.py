@@ -1,0 +1,149 @@
+"""What happens after a step of an optimizer, whichever it is.
+
+Caches learn that there was one, since fused optimizers do not move version counters. And where the
+map is a projection, the entries that the step has moved beyond the bound are set to it: projected
+gradient descent.
+"""
+
+from collections.abc import Iterable
+from functools import lru_cache
+from threading import Lock
+from typing import Any, NamedTuple
+from weakref import WeakSet, ref
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from negdiag_param._ranks import dtensor
+from negdiag_param._torch_private import own_modules, own_parameters
+
+
+class StepCount:
+    """Tells whether any optimizer has made a step."""
+
+    def __init__(self) -> None:
+        self._happened = False
+        self._count = 0
+
+    @lru_cache  # noqa: B019 (there is a single instance)
+    def watch(self) -> None:
+        """From now on, every step of every optimizer is noticed."""
+        register_optimizer_step_post_hook(self._note)
+
+    def count(self) -> int:
+        """A number that is another one after a step."""
+        if self._happened:
+            self._happened = False
+            self._count += 1
+        return self._count
+
+    def _note(self, *_: object) -> None:
+        # Only sets, as a compiled step that read anything here would be compiled anew for it.
+        self._happened = True
+
+
+class Homes:
+    """The lists of parametrizations that a projection stands first in, whose originals it projects.
+
+    A deep copy or a pickle of such a list has the copy in its place.
+    """
+
+    def __init__(self, lists: Iterable[ParametrizationList] = ()) -> None:
+        self._lists = [ref(each) for each in lists]
+        _PROJECTIONS.add(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Homes":
+        return Homes(memo[id(each)] for each in self.lists() if id(each) in memo)
+
+    def __reduce__(self) -> tuple[type["Homes"], tuple[list[ParametrizationList]]]:
+        return Homes, (self.lists(),)
+
+    def add(self, home: ParametrizationList) -> None:
+        """Notes one more list."""
+        self._lists = [ref(each) for each in (*self.lists(), home)]
+        _PROJECTIONS.add(self)
+
+    def lists(self) -> list[ParametrizationList]:
+        """Those that are still in use."""
+        return [each for each in (found() for found in self._lists) if each is not None]
+
+
+class _Projections:
+    """Projects originals after the step of the optimizer that trains them."""
+
+    def __init__(self) -> None:
+        self._homes: WeakSet[Homes] = WeakSet()
+        self._lock = Lock()
+        self._known: dict[int, _Place] = {}  # by the id of the original
+        self._looked_up = 0
+        self._is_current = True
+
+    def add(self, homes: Homes) -> None:
+        """From now on, the originals of these lists are projected."""
+        self._install()
+        with self._lock:
+            self._homes.add(homes)
+            self._is_current = False
+
+    @lru_cache  # noqa: B019 (there is a single instance)
+    def _install(self) -> None:
+        register_module_module_registration_hook(_note_home)
+        # A compiled step breaks its graph here, as PyTorch's own steps do.
+        register_optimizer_step_post_hook(torch.compiler.disable(self._after_step))
+
+    def _after_step(self, optimizer: Optimizer, *_: object) -> None:
+        if not self._homes:
+            return
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        # Originals may be replaced where nobody tells, as loading with assign=True does, so they
+        # are looked for again, but not more often than parameters are looked up: with an optimizer
+        # for each parameter, doing it at every step would cost the square of their number.
+        self._looked_up += len(parameters)
+        if not self._is_current or self._looked_up >= len(self._homes):
+            self._search()
+        with torch.no_grad():
+            for parameter in parameters:
+                place = self._known.get(id(parameter))
+                home = None if place is None else place.home()
+                if home is not None and own_parameters(home).get("original") is parameter:
+                    _project(own_modules(home).get("0"), parameter)
+
+    def _search(self) -> None:
+        with self._lock:
+            self._looked_up, self._is_current = 0, True
+            lists = [each for homes in self._homes for each in homes.lists()]
+            self._known = {
+                id(original): _Place(ref(original, self._outdate), ref(each))
+                for each in lists
+                if (original := own_parameters(each).get("original")) is not None
+            }
+
+    def _outdate(self, _: object) -> None:
+        self._is_current = False
+
+
+def _project(parametrization: Any, original: Any) -> None:
+    # What FullyShardedDataParallel leaves of an original between forward passes is a flat piece.
+    if vars(parametrization).get("homes") and parametrization.record.ndim == original.ndim:
+        diagonal, strict = parametrization.options.diagonal, parametrization.strict
+        dtensor.project_(original, diagonal, strict, parametrization.record.name)
+
+
+class _Place(NamedTuple):
+    original: "ref[Tensor]"
+    home: "ref[ParametrizationList]"
+
+
+def _note_home(module: nn.Module, name: str, child: nn.Module | None) -> None:
+    if isinstance(module, ParametrizationList) and name == "0" and child is not None:
+        homes = vars(child).get("homes")
+        if isinstance(homes, Homes):
+            homes.add(module)
+
+
+STEPS = StepCount()
+_PROJECTIONS = _Projections()
