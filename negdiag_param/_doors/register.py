@@ -25,14 +25,15 @@ def register_negative_diagonal(
     r"""Keeps the diagonal of a layer's weight negative throughout training, in one line.
 
     .. math::
-        W_{ii} = -\bigl(\text{margin} + f(X_{ii})\bigr), \qquad W_{ij} = X_{ij} \quad (i \ne j)
+        W_{ii} = \operatorname{map}(X_{ii}) \le -\text{margin},
+        \qquad W_{ij} = X_{ij} \quad (i \ne j)
 
-    with a positive ``f``, by default nearly ``|x|``. In plain words: ``module.weight`` becomes a
-    function of an unconstrained tensor, which the optimizer trains; its diagonal is negative at
-    every step and everything else is free. The parameter object stays the same, so an optimizer
-    made before still works. Assigning to ``module.weight`` sets the weight to that value; a
-    parameter is copied, not tied. Writing into it in place (``nn.init.zeros_(module.weight)``)
-    has no effect: use :func:`init_`.
+    by default ``min(x, -margin)``, see :class:`ClampDiagonal`. In plain words: ``module.weight``
+    becomes a function of the original, the tensor that the optimizer trains; its diagonal is
+    negative at every step and everything else is free. The parameter object stays the same, so an
+    optimizer made before still works. Assigning to ``module.weight`` sets the weight to that
+    value; a parameter is copied, not tied. Writing into it in place
+    (``nn.init.zeros_(module.weight)``) has no effect: use :func:`init_`.
 
     Shape:
         - Linear: the diagonal of min(rows, columns) entries. Convolutions: the kernels from each

@@ -5,8 +5,8 @@ map is a projection, the entries that the step has moved beyond the bound are se
 gradient descent.
 """
 
-from collections.abc import Iterable
-from functools import lru_cache
+from collections.abc import Callable, Iterable
+from functools import cached_property, lru_cache
 from threading import Lock
 from typing import Any, NamedTuple
 from weakref import WeakSet, ref
@@ -92,12 +92,19 @@ class _Projections:
     @lru_cache  # noqa: B019 (there is a single instance)
     def _install(self) -> None:
         register_module_module_registration_hook(_note_home)
-        # A compiled step breaks its graph here, as PyTorch's own steps do.
-        register_optimizer_step_post_hook(torch.compiler.disable(self._after_step))
+        register_optimizer_step_post_hook(self._after_step)
 
     def _after_step(self, optimizer: Optimizer, *_: object) -> None:
-        if not self._homes:
-            return
+        if self._homes:
+            self._untraced(optimizer)
+
+    @cached_property
+    def _untraced(self) -> Callable[[Optimizer], None]:
+        # A compiled step breaks its graph here, as those of PyTorch's own optimizers do. To ask for
+        # that imports the compiler, as the optimizer has done already, but not the module.
+        return torch.compiler.disable(self._project)  # type: ignore[no-any-return]
+
+    def _project(self, optimizer: Optimizer) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         # Originals may be replaced where nobody tells, as loading with assign=True does, so they
         # are looked for again, but not more often than parameters are looked up: with an optimizer

@@ -14,10 +14,10 @@ from negdiag_param import (
     register_negative_diagonal,
     remove_negative_diagonal,
 )
-from tests.support.tables import Layer
+from tests.support.tables import LEADING, Layer
 
 
-def registered(layer: Layer, map: Any = "exp", **options: Any) -> nn.Module:
+def registered(layer: Layer, map: Any = LEADING, **options: Any) -> nn.Module:
     torch.manual_seed(0)
     module = layer.make()
     return register_negative_diagonal(

@@ -1,0 +1,342 @@
+"""Under the map "clamp", training is that of a plain layer which is clamped after every step."""
+
+import copy
+import pickle
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from negdiag_param import ClampDiagonal, register_negative_diagonal, remove_negative_diagonal
+from tests.support.asserts import (
+    assert_negative,
+    assert_same_bits,
+    original_of,
+    registered,
+    stock_with,
+    value_of,
+)
+from tests.support.modules import Half
+from tests.support.tables import LAYERS, Layer, every_dtype, every_layer, matrix
+
+Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+optim = torch.optim
+OPTIMIZERS: dict[str, Make] = {
+    "sgd": partial(optim.SGD, lr=0.1),
+    "sgd, decay": partial(optim.SGD, lr=0.1, weight_decay=0.1),
+    "momentum": partial(optim.SGD, lr=0.1, momentum=0.9, nesterov=True),
+    "sgd, fused": partial(optim.SGD, lr=0.1, fused=True),
+    "adam": partial(optim.Adam, lr=0.1),
+    "adam, foreach": partial(optim.Adam, lr=0.1, foreach=True),
+    "adam, amsgrad": partial(optim.Adam, lr=0.1, amsgrad=True),
+    "adamw": partial(optim.AdamW, lr=0.1, weight_decay=0.1),
+    "adamw, fused": partial(optim.AdamW, lr=0.1, weight_decay=0.1, fused=True),
+    "rmsprop": partial(optim.RMSprop, lr=0.1, momentum=0.5),
+    "nadam": partial(optim.NAdam, lr=0.1),
+    "adagrad": partial(optim.Adagrad, lr=0.1),
+}
+if hasattr(optim, "Muon"):
+    OPTIMIZERS["muon"] = partial(optim.Muon, lr=0.1)
+STEPS = 12
+LINEAR = LAYERS["linear"]
+TRAINED = [name for name in LAYERS if name != "raw_buffer"]
+
+
+def bound(margin: float, dtype: torch.dtype) -> float:
+    """The largest number of ``dtype`` that is at most ``-margin``, below zero and normal."""
+    info = torch.finfo(dtype)
+    smallest = info.tiny * info.eps if dtype == torch.float16 else info.tiny
+    rounded = torch.tensor(-max(margin, smallest), dtype=torch.float64).to(dtype)
+    if rounded.item() > -margin:
+        rounded = torch.nextafter(rounded, torch.tensor(-torch.inf, dtype=dtype))
+    return rounded.item()
+
+
+def trained(
+    layer: Layer, module: nn.Module, make: Make, after_step: Callable[[], object] = lambda: None
+) -> Iterator[tuple[Tensor, list[Any]]]:
+    """Pushes the diagonal upwards, then downwards. The weight and the states after every step."""
+    parameters = {
+        name.removeprefix("parametrizations.").removesuffix(".original"): parameter
+        for name, parameter in module.named_parameters()
+    }
+    is_muon = make.func is getattr(optim, "Muon", None)  # which takes matrices only
+    chosen = [parameters[name] for name in sorted(parameters)]
+    chosen = [p for p in chosen if p.ndim == 2 or not is_muon]
+    optimizer = make(chosen)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        weight = getattr(module, layer.tensor_name)
+        force = -3.0 if step < STEPS // 2 else 3.0
+        loss = (
+            1e-2 * layer.run(module).float().square().mean() + force * layer.diagonal(weight).sum()
+        )
+        loss.backward()
+        optimizer.step()
+        after_step()
+        yield value_of(layer, module), [list(optimizer.state[p].values()) for p in chosen]
+
+
+def clamping(layer: Layer, module: nn.Module, margin: float) -> Callable[[], None]:
+    """What people do by hand, to a layer that is not registered."""
+
+    def clamp() -> None:
+        with torch.no_grad():
+            weight = getattr(module, layer.tensor_name)
+            layer.diagonal(weight).clamp_(max=bound(margin, weight.dtype))
+
+    return clamp
+
+
+def assert_trains_as_clamping_does(
+    layer: Layer, module: nn.Module, make: Make = OPTIMIZERS["momentum"], margin: float = 0.0
+) -> None:
+    by_hand = stock_with(layer, module).to(original_of(layer, module).dtype)
+    ours = trained(layer, module, make)
+    plain = trained(layer, by_hand, make, clamping(layer, by_hand, margin))
+    reached = False
+    for (weight, state), (expected, expected_state) in zip(ours, plain, strict=True):
+        assert_same_bits(weight, expected)
+        assert_same_bits(original_of(layer, module), expected)
+        torch.testing.assert_close(state, expected_state, rtol=0, atol=0)
+        reached |= bool((layer.diagonal(expected) == bound(margin, expected.dtype)).any())
+    assert reached, "the boundary was not met"
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.1])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_trains_as_on_a_layer_clamped_by_hand(optimizer, margin):
+    make = OPTIMIZERS[optimizer]
+    assert_trains_as_clamping_does(LINEAR, registered(LINEAR, "clamp", margin=margin), make, margin)
+
+
+@every_layer(*TRAINED)
+def test_every_layer_trains_as_one_clamped_by_hand(layer):
+    assert_trains_as_clamping_does(layer, registered(layer, "clamp", margin=0.1), margin=0.1)
+
+
+@every_dtype
+@pytest.mark.parametrize("margin", [0.0, 0.1])
+def test_every_dtype_trains_as_clamped_by_hand(margin, dtype):
+    layer = Layer(lambda: nn.Linear(4, 4, dtype=dtype), matrix, (2, 4))
+    module = registered(layer, "clamp", margin=margin)
+    assert_trains_as_clamping_does(layer, module, margin=margin)
+
+
+def through_parametrize(layer: Layer) -> nn.Module:
+    module = remove_negative_diagonal(registered(layer))
+    parametrize.register_parametrization(module, "weight", ClampDiagonal())
+    return module
+
+
+def loaded_by_assignment(layer: Layer) -> nn.Module:
+    module, other = registered(layer), registered(layer)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    module(torch.ones(1, 4)).sum().backward()
+    optimizer.step()  # after which the originals are known
+    module.load_state_dict(other.state_dict(), assign=True)
+    return module
+
+
+def cast_to_another_parameter(layer: Layer) -> nn.Module:
+    module = registered(layer)
+    overwrite = torch.__future__.set_overwrite_module_params_on_conversion
+    overwrite(True)
+    try:
+        return module.double().float()
+    finally:
+        overwrite(False)
+
+
+def in_a_chain(layer: Layer) -> nn.Module:
+    """Where another parametrization follows; its own inverse is exact."""
+    module = registered(layer)
+    parametrize.register_parametrization(module, "weight", nn.Identity())
+    return module
+
+
+ROUTES: dict[str, Callable[[Layer], nn.Module]] = {
+    "torch.nn.utils.parametrize": through_parametrize,
+    "deepcopy": lambda layer: copy.deepcopy(registered(layer)),
+    "deepcopy, parametrize": lambda layer: copy.deepcopy(through_parametrize(layer)),
+    "pickle": lambda layer: pickle.loads(pickle.dumps(registered(layer))),
+    "a copy of a pickle": lambda layer: copy.deepcopy(
+        pickle.loads(pickle.dumps(registered(layer)))
+    ),
+    "loaded by assignment": loaded_by_assignment,
+    "cast to another parameter": cast_to_another_parameter,
+    "in a chain": in_a_chain,
+}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_however_the_module_came_about_it_trains_as_clamped_by_hand(route):
+    assert_trains_as_clamping_does(LINEAR, ROUTES[route](LINEAR))
+
+
+def test_one_parametrization_may_serve_two_layers():
+    shared, modules = ClampDiagonal(), [through_parametrize(LINEAR) for _ in range(2)]
+    for module in modules:
+        parametrize.remove_parametrizations(module, "weight")
+        parametrize.register_parametrization(module, "weight", shared)
+    for module in modules:
+        assert_trains_as_clamping_does(LINEAR, module)
+
+
+def beyond(module: nn.Module) -> nn.Parameter:
+    """The original, after its diagonal was set beyond the boundary."""
+    original = module.parametrizations.weight.original
+    with torch.no_grad():
+        original.diagonal().fill_(0.5)
+    return original
+
+
+def stepped(original: Tensor, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step has set the original to the boundary."""
+    original.grad = torch.zeros_like(original)
+    optimizer.step()
+    return original.detach().diagonal().eq(bound(0.0, original.dtype)).all().item()
+
+
+def test_only_originals_of_the_optimizer_that_stepped_are_projected():
+    one, other = (beyond(registered(LINEAR)) for _ in range(2))
+    assert stepped(one, torch.optim.SGD([one]))
+    assert other.diagonal().eq(0.5).all()
+    assert stepped(other, torch.optim.SGD([one, other]))
+
+
+def test_the_other_maps_are_not_projected():
+    for name in ("exp", "softplus", "square", "sign_flip"):
+        original = beyond(registered(LINEAR, name))
+        assert not stepped(original, torch.optim.SGD([original]))
+        assert original.diagonal().eq(0.5).all()
+
+
+REMOVALS = {
+    "remove_negative_diagonal": remove_negative_diagonal,
+    "torch.nn.utils.parametrize": lambda m: parametrize.remove_parametrizations(m, "weight"),
+}
+
+
+@pytest.mark.parametrize("remove", REMOVALS.values(), ids=REMOVALS)
+@pytest.mark.parametrize("register", [through_parametrize, lambda layer: registered(layer)])
+def test_after_removal_the_weight_is_free(register, remove):
+    module = register(LINEAR)
+    kept = module.parametrizations.weight[0]  # alive, but of no tensor
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    assert stepped(beyond(module), optimizer)
+    remove(module)
+    with torch.no_grad():
+        module.weight.diagonal().fill_(0.5)
+    assert not stepped(module.weight, optimizer)
+    assert module.weight.diagonal().eq(0.5).all()
+    assert isinstance(kept, ClampDiagonal)
+
+
+def test_behind_another_parametrization_the_original_is_not_the_weight():
+    module = nn.Linear(4, 4)
+    parametrize.register_parametrization(module, "weight", Half())
+    register_negative_diagonal(module)
+    original = beyond(module)
+    assert not stepped(original, torch.optim.SGD([original]))
+    assert_negative(module.weight.diagonal())
+
+
+def test_a_step_that_is_skipped_projects_nothing():
+    module = registered(LINEAR)
+    original = beyond(module)
+    optimizer = torch.optim.SGD([original], lr=0.1)
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(module.weight.sum() * torch.inf).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert original.diagonal().eq(0.5).all()
+
+
+def test_a_line_search_sees_feasible_weights_only():
+    module = registered(LINEAR)
+    optimizer = torch.optim.LBFGS(module.parameters(), line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        assert_negative(module.weight.diagonal())
+        loss = (module.weight - 1).square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert module.parametrizations.weight.original.diagonal().eq(bound(0.0, torch.float32)).all()
+
+
+def test_an_average_of_the_model_is_that_of_one_clamped_by_hand():
+    module = registered(LINEAR)
+    by_hand = stock_with(LINEAR, module)
+    averages = [
+        AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5)) for model in (module, by_hand)
+    ]
+    runs = (
+        trained(LINEAR, module, OPTIMIZERS["sgd"]),
+        trained(LINEAR, by_hand, OPTIMIZERS["sgd"], clamping(LINEAR, by_hand, 0.0)),
+    )
+    for _ in zip(*runs, strict=True):
+        for average, model in zip(averages, (module, by_hand), strict=True):
+            average.update_parameters(model)
+        assert_same_bits(averages[0].module.weight, averages[1].module.weight)
+
+
+def test_without_an_optimizer_the_weight_is_feasible_all_the_same():
+    module = registered(LINEAR)
+    original = module.parametrizations.weight.original
+    for _ in range(5):
+        (gradient,) = torch.autograd.grad(-module.weight.diagonal().sum(), original)
+        with torch.no_grad():
+            original -= gradient
+        assert_negative(module.weight.diagonal())
+    assert original.diagonal().gt(0).all()
+
+
+def test_an_optimizer_for_each_parameter_does_not_cost_the_square(monkeypatch):
+    from negdiag_param._parametrizations import steps
+
+    looked = 0
+
+    def counted(module: nn.Module) -> dict[str, nn.Parameter | None]:
+        nonlocal looked
+        looked += 1
+        return module._parameters
+
+    monkeypatch.setattr(steps, "own_parameters", counted)
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(100)))
+    register_negative_diagonal(model, "*.weight")
+    optimizers = [torch.optim.SGD([parameter], lr=0.1) for parameter in model.parameters()]
+    for _ in range(5):
+        model(torch.ones(1, 2)).sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert looked <= 5 * 4 * len(optimizers)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_model_and_a_compiled_step_train_as_clamped_by_hand():
+    torch._dynamo.reset()
+    module = registered(LINEAR)
+    by_hand = stock_with(LINEAR, module)
+    compiled = torch.compile(module, fullgraph=True)
+    optimizers = [torch.optim.Adam(m.parameters(), lr=0.1) for m in (module, by_hand)]
+    step, clamp = torch.compile(optimizers[0].step), clamping(LINEAR, by_hand, 0.0)
+    for sign in (-1.0, -1.0, -1.0, 1.0, 1.0):
+        for optimizer, call in zip(optimizers, (compiled, by_hand), strict=True):
+            optimizer.zero_grad()
+            (sign * call(torch.eye(4)).diagonal().sum()).backward()
+        step()
+        optimizers[1].step()
+        clamp()
+        torch.testing.assert_close(module.weight, by_hand.weight)
+        original = module.parametrizations.weight.original
+        assert original.diagonal().le(bound(0.0, torch.float32)).all()
