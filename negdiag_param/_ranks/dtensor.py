@@ -28,11 +28,11 @@ def is_sharded(tensor: Tensor) -> "TypeIs[DTensor]":
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-def constrain(original: Tensor, diagonal: Diagonal, strict: StrictMap, name: str) -> Tensor:
+def constrain(original: Tensor, diagonal: Diagonal, strict: StrictMap) -> Tensor:
     """The constrained weight, distributed as ``original`` is."""
     if not is_sharded(original):
         return kernel.constrain(original, diagonal, strict)
-    weight, parts = local(original, diagonal, name)
+    weight, parts = local(original, diagonal)
     if not (torch.compiler.is_compiling() or kernel.is_transformed(original)):
         weight = _Local.apply(original)  # type: ignore[no-untyped-call]
     for part in parts:
@@ -40,25 +40,21 @@ def constrain(original: Tensor, diagonal: Diagonal, strict: StrictMap, name: str
     return _wrapped(weight if parts else weight.clone(), original)
 
 
-def project_(original: Tensor, diagonal: Diagonal, strict: StrictMap, name: str) -> None:
+def project_(original: Tensor, diagonal: Diagonal, strict: StrictMap) -> None:
     """Sets what this rank holds of the diagonal to the bound, where it is beyond."""
-    held, parts = local(original, diagonal, name)
+    held, parts = local(original, diagonal)
     for part in parts:
         kernel.project_(held, part, strict)
 
 
-def local(tensor: Tensor, diagonal: Diagonal, name: str) -> tuple[Tensor, tuple[Diagonal, ...]]:
-    """What this rank holds of ``tensor``, and where the diagonal lies in that.
-
-    Raises:
-        ValueError: if the placements do not say exactly which entries this rank holds.
-    """
+def local(tensor: Tensor, diagonal: Diagonal) -> tuple[Tensor, tuple[Diagonal, ...]]:
+    """What this rank holds of ``tensor``, and where the diagonal lies in that."""
     if not is_sharded(tensor):
         return tensor, (diagonal,)
     shard = tensor.to_local()
     if not torch.compiler.is_compiling() and not _is_in_order(tensor.device_mesh):
         raise ValueError(
-            f"{name}: expected a mesh that lists ranks in ascending order, which PyTorch places "
+            f"expected a mesh that lists ranks in ascending order, which PyTorch places "
             f"shards by, got {tensor.device_mesh}"
         )
     coordinate = tensor.device_mesh.get_coordinate()
@@ -73,7 +69,6 @@ def local(tensor: Tensor, diagonal: Diagonal, name: str) -> tuple[Tensor, tuple[
         tuple(tensor.device_mesh.shape),
         tuple(coordinate),
         diagonal,
-        name,
     )
 
 

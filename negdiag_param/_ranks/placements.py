@@ -20,19 +20,14 @@ def parts(
     mesh: tuple[int, ...],
     coordinate: tuple[int, ...],
     diagonal: Diagonal,
-    name: str,
 ) -> tuple[Part, ...]:
-    """The diagonal in the shard of one rank, line by line; none may be left.
-
-    Raises:
-        ValueError: if the placements do not say exactly what the rank was ``found`` to hold.
-    """
-    _check(shape, placements, mesh, name)
+    """The diagonal in the shard of one rank, line by line; none may be left."""
+    _check(shape, placements, mesh)
     owned = geometry.owned(shape, splits(placements, mesh, coordinate))
     held = tuple(sum(map(len, runs)) for runs in owned)
     if held != found:
         raise ValueError(
-            f"{name}: expected a shard of shape {held} at {coordinate} of a mesh of {mesh}, as "
+            f"expected a shard of shape {held} at {coordinate} of a mesh of {mesh}, as "
             f"torch.chunk splits {shape} for {placements}, found {found}"
         )
     dims = diagonal.resolved(len(shape))
@@ -52,12 +47,12 @@ def splits(
 
 
 def _check(
-    shape: tuple[int, ...], placements: "tuple[Placement, ...]", mesh: tuple[int, ...], name: str
+    shape: tuple[int, ...], placements: "tuple[Placement, ...]", mesh: tuple[int, ...]
 ) -> None:
     for placement in placements:
         if not (placement.is_replicate() or type(placement).__name__ in {"Shard", "_StridedShard"}):
             raise ValueError(
-                f"{name}: expected Shard or Replicate placements, found {placements}; "
+                f"expected Shard or Replicate placements, found {placements}; "
                 f"redistribute the tensor first"
             )
     # Uneven strided shards are laid out differently by fully_shard and by distribute_tensor.
@@ -65,7 +60,7 @@ def _check(
     for dim, chunks, _, factor in splits(placements, mesh, mesh):
         if factor > 1 and left[dim] % (factor * chunks):
             raise ValueError(
-                f"{name}: expected dimension {dim} of {shape} to be divisible by "
+                f"expected dimension {dim} of {shape} to be divisible by "
                 f"{factor * chunks} for strided shards, found {placements} on a mesh of {mesh}"
             )
         left[dim] = -(-left[dim] // chunks)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from negdiag_param import _torch_private as private
+from negdiag_param import _private as private
 from negdiag_param import (
     init_,
     negative_diagonals,

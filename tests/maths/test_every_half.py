@@ -108,6 +108,6 @@ def test_so_it_does_in_wider_dtypes(name, margin, dtype):
 @pytest.mark.parametrize("margin", [0.0, 0.02, 22.0])
 @pytest.mark.parametrize("beta", [0.08, 0.7, 11.0])
 def test_so_it_does_where_beta_rounds_once_more(beta, margin, dtype):
-    parametrization = NegSoftplusDiagonal(margin, (), beta=beta)
+    parametrization = NegSoftplusDiagonal(margin, dims=(), beta=beta)
     value = parametrization(samples(dtype))
     assert_same_bits(parametrization(parametrization.right_inverse(value)), value)

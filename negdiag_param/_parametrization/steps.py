@@ -17,9 +17,11 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from typing_extensions import override
 
+from negdiag_param._links import Links
+from negdiag_param._private import own_modules, own_parameters
 from negdiag_param._ranks import dtensor
-from negdiag_param._torch_private import own_modules, own_parameters
 
 
 class StepCount:
@@ -46,30 +48,17 @@ class StepCount:
         self._happened = True
 
 
-class Homes:
-    """The lists of parametrizations that a projection stands first in, whose originals it projects.
-
-    A deep copy or a pickle of such a list has the copy in its place.
-    """
+class Homes(Links[ParametrizationList]):
+    """The lists that a projection stands first in, whose originals it is applied to after steps."""
 
     def __init__(self, lists: Iterable[ParametrizationList] = ()) -> None:
-        self._lists = [ref(each) for each in lists]
+        super().__init__(lists)
         _PROJECTIONS.add(self)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Homes":
-        return Homes(memo[id(each)] for each in self.lists() if id(each) in memo)
-
-    def __reduce__(self) -> tuple[type["Homes"], tuple[list[ParametrizationList]]]:
-        return Homes, (self.lists(),)
-
-    def add(self, home: ParametrizationList) -> None:
-        """Notes one more list."""
-        self._lists = [ref(each) for each in (*self.lists(), home)]
+    @override
+    def add(self, module: ParametrizationList) -> None:
+        super().add(module)
         _PROJECTIONS.add(self)
-
-    def lists(self) -> list[ParametrizationList]:
-        """Those that are still in use."""
-        return [each for each in (found() for found in self._lists) if each is not None]
 
 
 class _Projections:
@@ -122,7 +111,7 @@ class _Projections:
     def _search(self) -> None:
         with self._lock:
             self._looked_up, self._is_current = 0, True
-            lists = [each for homes in self._homes for each in homes.lists()]
+            lists = [each for homes in self._homes for each in homes]
             self._known = {
                 id(original): _Place(ref(original, self._outdate), ref(each))
                 for each in lists
@@ -135,9 +124,12 @@ class _Projections:
 
 def _project(parametrization: Any, original: Any) -> None:
     # What FullyShardedDataParallel leaves of an original between forward passes is a flat piece.
-    if vars(parametrization).get("homes") and parametrization.record.ndim == original.ndim:
+    if (
+        vars(parametrization).get("homes") is not None
+        and parametrization.record.ndim == original.ndim
+    ):
         diagonal, strict = parametrization.options.diagonal, parametrization.strict
-        dtensor.project_(original, diagonal, strict, parametrization.record.name)
+        dtensor.project_(original, diagonal, strict)
 
 
 class _Place(NamedTuple):
