@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from negdiag_param._doors import targets
 from negdiag_param._life import lookup
 from negdiag_param._life.assign import Write, silent_writes
-from negdiag_param._ranks import agreement, dtensor, refusals
+from negdiag_param._ranks import agreement, shards
 from negdiag_param._torch_private import has_values
 
 M = TypeVar("M", bound=nn.Module)
@@ -55,13 +55,13 @@ def init_(
     writes: list[Write] = []
     for target in found:
         ndim = lookup.ours(target.owner)[target.tensor_name].record.ndim
-        refusals.check_whole(target.stored[0], ndim, target.name)
+        targets.check_whole(target, ndim)
         with torch.no_grad():
             value = targets.gathered(target).clone()
             before = value.clone()
             with agreement.together(target.stored, target.name):
                 _check_filled(value, before, initializer(value, *args, **kwargs))
-            value = dtensor.of_first_rank(value, target.stored[0])
+            value = shards.of_first_rank(value, target.stored[0])
         writes += silent_writes(target.owner, target.tensor_name, value)
     for write in writes:
         write.carry_out()

@@ -27,7 +27,7 @@ from negdiag_param._parametrizations.ready import (
 )
 from negdiag_param._parametrizations.record import Record
 from negdiag_param._parametrizations.transform import TransformDiagonal
-from negdiag_param._ranks import dtensor
+from negdiag_param._ranks import shards
 from negdiag_param._torch_private import non_persistent_buffers
 
 MapName = Literal["clamp", "exp", "softplus", "square", "sign_flip"]
@@ -118,12 +118,12 @@ def planned(target: Target, template: NegativeDiagonal) -> NegativeDiagonal:
     parametrization = copy.deepcopy(template)
     persistent = tensor_name not in non_persistent_buffers(owner)
     parametrization.record = Record(
-        name, lookup.own_tensors(owner), persistent, tensor.ndim, dtensor.mesh_dims(stored)
+        name, lookup.own_tensors(owner), persistent, tensor.ndim, shards.mesh_dims(stored)
     )
     parametrization.options = _fitted(template.options, target, tensor.ndim)
     options = parametrization.options
     check(tensor, options.diagonal, parametrization.strict, name)
-    if not dtensor.is_sharded(tensor):  # what ranks share they judge together, in registering
+    if not shards.is_sharded(tensor):  # what ranks share they judge together, in registering
         judged(tensor, options.diagonal, parametrization.strict, options.at_registration, name)
     layers.check_gradient(owner, name)
     if template.options.taps == "center":

@@ -7,9 +7,11 @@ from typing_extensions import Unpack
 
 from negdiag_param._doors import plan, targets, ties
 from negdiag_param._doors.rollback import restored_on_failure
+from negdiag_param._doors.targets import Target
 from negdiag_param._life import attachment
 from negdiag_param._parametrizations.options import MapOptionsDict, options_shown
-from negdiag_param._ranks import agreement, refusals
+from negdiag_param._ranks import agreement, shards
+from negdiag_param._torch_private import is_managed_by_fsdp
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -95,7 +97,7 @@ def register_negative_diagonal(
         if not found:
             targets.refuse_no_match(module, tensor_name, "a diagonal")
     for target in found:
-        refusals.check_registrable(target.owner, target.name)
+        _check_unmanaged(target, "not sharded yet", f"the order is {shards.ORDER}")
     with agreement.together(targets.stored(found), tensor_name):
         plans = [(target, plan.planned(target, template)) for target in found]
         ties.check_untied(module, found, "registering would rewrite both")
@@ -134,7 +136,8 @@ def remove_negative_diagonal(module: M, tensor_name: str = "weight") -> M:
     """
     found = targets.find_registered(module, tensor_name)
     for target in found:
-        refusals.check_removable(target.owner, target.name)
+        instead = "load plain_state_dict(model) into a model without the negative diagonal instead"
+        _check_unmanaged(target, "not sharded", instead)
     ties.check_untied(module, found, "removing would bake the value in twice")
     with (
         restored_on_failure(target.owner for target in found),
@@ -143,3 +146,17 @@ def remove_negative_diagonal(module: M, tensor_name: str = "weight") -> M:
         for target in found:
             attachment.detach(target.owner, target.tensor_name)
     return module
+
+
+def _check_unmanaged(target: Target, expected: str, advice: str) -> None:
+    """Refuses a module whose parameters are in the hands of ``fully_shard``.
+
+    Raises:
+        ValueError: if they are.
+    """
+    if is_managed_by_fsdp(target.owner):
+        raise ValueError(
+            f"{target.name}: expected a module that is {expected}, got a "
+            f"{type(target.owner).__name__} that fully_shard or FullyShardedDataParallel manages; "
+            f"{advice}"
+        )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from negdiag_param._life import lookup
 from negdiag_param._life.attachment import give_data
-from negdiag_param._ranks.dtensor import is_sharded
+from negdiag_param._ranks.shards import is_sharded
 from negdiag_param._torch_private import (
     non_persistent_buffers,
     own_buffers,

@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from negdiag_param._doors.wrappers import named_owners
 from negdiag_param._life import lookup
-from negdiag_param._ranks import agreement, dtensor
+from negdiag_param._ranks import agreement, shards
 from negdiag_param._torch_private import own_buffers, own_parameters
 
 
@@ -104,7 +104,25 @@ def gathered(target: Target) -> Tensor:
     """The tensor as one process would see it. All ranks gather it, or none."""
     with agreement.together(target.stored, target.name):
         value = target.tensor
-    return dtensor.whole(value)
+    return shards.whole(value)
+
+
+def check_whole(target: Target, ndim: int | None) -> None:
+    """Refuses what FullyShardedDataParallel leaves outside of a forward pass.
+
+    Raises:
+        ValueError: if the original is a flat piece of what was registered, or has no memory.
+    """
+    original = target.stored[0]
+    flat = ndim is not None and original.ndim != ndim
+    plain = type(original) in (Tensor, nn.Parameter) and not original.is_meta
+    freed = plain and original.numel() > 0 and original.untyped_storage().nbytes() == 0
+    if flat or freed:
+        raise ValueError(
+            f"{target.name}: expected a tensor of {ndim} dimensions, got what is left of it "
+            f"outside of a forward pass, shape {tuple(original.shape)}, {original.dtype}; go "
+            f"within FullyShardedDataParallel.summon_full_params(model)"
+        )
 
 
 def registered(model: nn.Module) -> Iterator[Target]:

@@ -11,7 +11,7 @@ from negdiag_param._life import lookup
 from negdiag_param._maths.feasible import Infeasible
 from negdiag_param._parametrizations.base import NegativeDiagonal
 from negdiag_param._parametrizations.invert import dense
-from negdiag_param._ranks import dtensor, refusals
+from negdiag_param._ranks import shards
 
 
 class Write(NamedTuple):
@@ -23,7 +23,7 @@ class Write(NamedTuple):
     def carry_out(self) -> None:
         """Writes in place: the original keeps its storage and its strides."""
         with torch.no_grad():
-            self.target.copy_(dtensor.like(self.source, self.target))
+            self.target.copy_(shards.like(self.source, self.target))
 
 
 def assign(
@@ -58,12 +58,18 @@ def writes(
     parametrizations = lookup.lists(module)[tensor_name]
     targets = lookup.originals(module, tensor_name)
     ours = lookup.find(module, tensor_name)
-    for target in targets:
+    if _torch_private.is_managed_by_fsdp(parametrizations):
+        # What fully_shard has sharded lies on a mesh of more dimensions than before.
         before = ours.record.mesh_dims if ours else 0
-        refusals.check_assignable(parametrizations, target, before, tensor_name)
+        if any(shards.mesh_dims(target) <= before for target in targets):
+            raise ValueError(
+                f"{tensor_name}: expected a sharded tensor to assign to, got the gathered one of a "
+                f"forward pass, which would lose the value; call reshard() on the module given to "
+                f"fully_shard first, or assign before FullyShardedDataParallel wraps the model"
+            )
     if isinstance(value, Tensor) and len(targets) == 1:
         dense(value, tensor_name)
-        value = dtensor.aligned(value, targets[0])
+        value = shards.aligned(value, targets[0])
         expected, found = _summary(targets[0]), _summary(value)
         if expected != found:
             raise ValueError(f"{tensor_name}: expected a tensor of {expected}, got {found}")

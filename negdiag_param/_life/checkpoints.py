@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from negdiag_param._life import lookup
 from negdiag_param._parametrizations.base import NegativeDiagonal
-from negdiag_param._ranks import agreement, dtensor
+from negdiag_param._ranks import agreement, shards
 from negdiag_param._torch_private import is_placeholder
 
 
@@ -91,9 +91,9 @@ def _inverse(
         return value  # load_state_dict says what is wrong with it
     _check_real(value)
     if not assigned:
-        value = dtensor.aligned(value.to(original.dtype), original)
+        value = shards.aligned(value.to(original.dtype), original)
     with torch.inference_mode(False), torch.no_grad():  # a parameter that can be trained later
-        return dtensor.like(parametrization.right_inverse(value), original)
+        return shards.like(parametrization.right_inverse(value), original)
 
 
 def _check_real(value: object) -> None:

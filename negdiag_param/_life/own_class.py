@@ -23,7 +23,7 @@ from negdiag_param._callers import is_distributing
 from negdiag_param._life import checkpoints, lookup, reset
 from negdiag_param._life.assign import assign
 from negdiag_param._life.reading import tensor_property
-from negdiag_param._ranks import refusals
+from negdiag_param._ranks import shards
 
 _CLASSES: WeakValueDictionary[tuple[type, tuple[str, ...]], type[nn.Module]] = WeakValueDictionary()
 
@@ -48,7 +48,12 @@ class _NotYetDistributed:
         # Others look at every attribute there is.
         if module is not None and is_distributing():
             for tensor_name in lookup.ours(module):
-                refusals.check_parallelizable(lookup.originals(module, tensor_name), module)
+                if not all(map(shards.is_sharded, lookup.originals(module, tensor_name))):
+                    base = parametrize.type_before_parametrizations(module)
+                    raise ValueError(
+                        f"expected a {base.__name__} without a negative diagonal to distribute, "
+                        f"got a registered one; the order is {shards.ORDER}"
+                    )
         return False
 
 

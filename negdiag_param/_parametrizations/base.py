@@ -19,7 +19,7 @@ from negdiag_param._parametrizations.options import Options
 from negdiag_param._parametrizations.overriding import scalar_map
 from negdiag_param._parametrizations.record import Record
 from negdiag_param._parametrizations.steps import Homes
-from negdiag_param._ranks import dtensor
+from negdiag_param._ranks import shards
 from negdiag_param._torch_private import own_buffers, own_modules, own_parameters
 
 
@@ -142,7 +142,7 @@ class NegativeDiagonal(nn.Module):
         A distributed ``original`` is gathered.
         """
         check(original, self.options.diagonal, self.strict, self.record.name)
-        return mapped(self.options.diagonal.view(dtensor.whole(original)), self.strict)
+        return mapped(self.options.diagonal.view(shards.whole(original)), self.strict)
 
     @override
     def get_extra_state(self) -> Tensor:
@@ -175,7 +175,7 @@ class NegativeDiagonal(nn.Module):
 
     def _constrained(self, original: Tensor) -> Tensor:
         try:
-            return dtensor.constrain(original, self.options.diagonal, self.strict, self.record.name)
+            return shards.constrain(original, self.options.diagonal, self.strict, self.record.name)
         except Exception:
             # Nothing is checked beforehand, which would cost more than the map of a small layer.
             check(original, self.options.diagonal, self.strict, self.record.name)

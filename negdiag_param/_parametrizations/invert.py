@@ -13,7 +13,7 @@ from negdiag_param._maths.feasible import Infeasible, Verdict, judge, reflected
 from negdiag_param._maths.limits import FLOAT_DTYPES
 from negdiag_param._maths.strict import StrictMap
 from negdiag_param._parametrizations.options import check_policy
-from negdiag_param._ranks import agreement, dtensor
+from negdiag_param._ranks import agreement, shards
 from negdiag_param._torch_private import has_values
 
 
@@ -66,7 +66,7 @@ def check(tensor: object, diagonal: Diagonal, strict: StrictMap, name: str) -> N
         raise ValueError(f"{name}: {misfit}; {found}")
     with _named(name, tensor):
         strict.limits(tensor.dtype)
-    dtensor.local(tensor, diagonal, name)
+    shards.entries(tensor, diagonal, name)
 
 
 def judged(
@@ -109,7 +109,7 @@ def inverted(
     verdict, failed = agreement.agreed(verdict, bool(misfit or reason), weight)
     if misfit:
         raise misfit
-    where = f" on rank {failed}" if dtensor.is_sharded(weight) else ""
+    where = f" on rank {failed}" if shards.is_sharded(weight) else ""
     with _named(name, weight, where):
         warning = verdict.warning(strict.limits(weight.dtype), infeasible)
         if failed is not None:
@@ -132,11 +132,10 @@ def _failure(
 ) -> Exception | None:
     """Inverts the diagonal of ``original`` in place. What this rank finds wrong, if anything."""
     limits = strict.limits(original.dtype)
-    local, parts = dtensor.local(original, diagonal, name)
+    held = shards.entries(original, diagonal, name)
     try:
         verdict.warning(limits, infeasible)
-        for part in parts if has_values(original) else ():
-            entries = part.view(local)
+        for entries in held if has_values(original) else ():
             entries.copy_(strict.inverse(reflected(entries, limits)))
     except Exception as error:
         return error
@@ -147,9 +146,9 @@ def _verdict(weight: Tensor, diagonal: Diagonal, strict: StrictMap, name: str) -
     """What this rank sees."""
     if not has_values(weight):
         return Verdict()
-    local, parts = dtensor.local(weight, diagonal, name)
     limits = strict.limits(weight.dtype)
-    return sum((judge(part.view(local), limits) for part in parts), Verdict())
+    held = shards.entries(weight, diagonal, name)
+    return sum((judge(entries, limits) for entries in held), Verdict())
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from negdiag_param._ranks import dtensor
+from negdiag_param._ranks import shards
 from negdiag_param._torch_private import own_modules, own_parameters
 
 
@@ -130,7 +130,7 @@ def _project(parametrization: Any, original: Any) -> None:
     # What FullyShardedDataParallel leaves of an original between forward passes is a flat piece.
     if vars(parametrization).get("homes") and parametrization.record.ndim == original.ndim:
         diagonal, strict = parametrization.options.diagonal, parametrization.strict
-        dtensor.project_(original, diagonal, strict, parametrization.record.name)
+        shards.project_(original, diagonal, strict, parametrization.record.name)
 
 
 class _Place(NamedTuple):
