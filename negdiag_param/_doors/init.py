@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from negdiag_param._doors import targets
 from negdiag_param._life import lookup
 from negdiag_param._life.assign import Write, silent_writes
-from negdiag_param._parametrization.invert import named, summary
+from negdiag_param._parametrization.invert import summary
 from negdiag_param._private import has_values
-from negdiag_param._ranks import agreement, dtensor, refusals
+from negdiag_param._ranks import agreement, shards
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -56,14 +56,13 @@ def init_(
     writes: list[Write] = []
     for target in found:
         ndim = lookup.ours(target.owner)[target.tensor_name].record.ndim
-        with named(target.name):
-            refusals.check_whole(target.stored[0], ndim)
+        targets.check_whole(target, ndim)
         with torch.no_grad():
             value = targets.gathered(target).clone()
             before = value.clone()
             with agreement.together(target.stored, target.name):
                 _check_filled(value, before, initializer(value, *args, **kwargs))
-            value = dtensor.of_first_rank(value, target.stored[0])
+            value = shards.of_first_rank(value, target.stored[0])
         writes += silent_writes(target.owner, target.tensor_name, value)
     for write in writes:
         write.carry_out()

@@ -16,8 +16,8 @@ from negdiag_param._parametrization.invert import check, named
 from negdiag_param._parametrization.options import MapOptionsDict, Options, options_shown
 from negdiag_param._parametrization.parametrization import NegativeDiagonal, Record
 from negdiag_param._parametrization.parse import Map, parse
-from negdiag_param._private import non_persistent_buffers
-from negdiag_param._ranks import agreement, dtensor, refusals
+from negdiag_param._private import is_managed_by_fsdp, non_persistent_buffers
+from negdiag_param._ranks import agreement, shards
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -104,8 +104,7 @@ def register_negative_diagonal(
         if not found:
             targets.refuse_no_match(module, tensor_name, "a diagonal")
     for target in found:
-        with named(target.name):
-            refusals.check_registrable(target.owner)
+        _check_unmanaged(target, "not sharded yet", f"the order is {shards.ORDER}")
     with agreement.together(targets.stored(found), tensor_name):
         plans = [(target, _planned(target, template)) for target in found]
         checks.check_untied(module, found, "registering would rewrite both")
@@ -132,7 +131,7 @@ def _planned(target: Target, template: NegativeDiagonal) -> NegativeDiagonal:
             order=lookup.own_tensors(owner),
             persistent=tensor_name not in non_persistent_buffers(owner),
             ndim=value.ndim,
-            mesh_dims=dtensor.mesh_dims(target.stored[0]),
+            mesh_dims=shards.mesh_dims(target.stored[0]),
         )
         check(value, planned.options.diagonal, planned.strict)
         checks.check_layer(target, planned.options.diagonal)
@@ -186,8 +185,8 @@ def remove_negative_diagonal(module: M, tensor_name: str = "weight") -> M:
     """
     found = targets.find_registered(module, tensor_name)
     for target in found:
-        with named(target.name):
-            refusals.check_removable(target.owner)
+        instead = "load plain_state_dict(model) into a model without the negative diagonal instead"
+        _check_unmanaged(target, "not sharded", instead)
     checks.check_untied(module, found, "removing would bake the value in twice")
     with agreement.together(targets.stored(found), tensor_name):
         changes = [attach.removal(target.owner, target.tensor_name) for target in found]
@@ -195,3 +194,13 @@ def remove_negative_diagonal(module: M, tensor_name: str = "weight") -> M:
         for change in changes:
             change()
     return module
+
+
+def _check_unmanaged(target: Target, expected: str, advice: str) -> None:
+    """Refuses a module whose parameters ``fully_shard`` manages."""
+    if is_managed_by_fsdp(target.owner):
+        raise ValueError(
+            f"{target.name}: expected a module that is {expected}, got a "
+            f"{type(target.owner).__name__} that fully_shard or FullyShardedDataParallel manages; "
+            f"{advice}"
+        )

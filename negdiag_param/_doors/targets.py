@@ -13,7 +13,7 @@ from negdiag_param._life import lookup
 from negdiag_param._life.lookup import joined
 from negdiag_param._parametrization.invert import summary
 from negdiag_param._private import own_buffers, own_modules, own_parameters
-from negdiag_param._ranks import agreement, dtensor
+from negdiag_param._ranks import agreement, shards
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,21 @@ def gathered(target: Target) -> Tensor:
     """The tensor as one process would see it. All ranks gather it, or none."""
     with agreement.together(target.stored, target.name):
         value = target.tensor
-    return dtensor.whole(value)
+    return shards.whole(value)
+
+
+def check_whole(target: Target, ndim: int | None) -> None:
+    """Refuses what FullyShardedDataParallel leaves outside of a forward pass: flat or freed."""
+    original = target.stored[0]
+    flat = ndim is not None and original.ndim != ndim
+    plain = type(original) in (Tensor, nn.Parameter) and not original.is_meta
+    freed = plain and original.numel() > 0 and original.untyped_storage().nbytes() == 0
+    if flat or freed:
+        raise ValueError(
+            f"{target.name}: expected a tensor of {ndim} dimensions, got what is left of it "
+            f"outside of a forward pass, {summary(original)}; go "
+            f"within FullyShardedDataParallel.summon_full_params(model)"
+        )
 
 
 def every(module: nn.Module) -> Iterator[Target]:

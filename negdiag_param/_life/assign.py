@@ -11,7 +11,7 @@ from negdiag_param._life import lookup
 from negdiag_param._maths.feasible import Infeasible
 from negdiag_param._parametrization.invert import dense, named, summary
 from negdiag_param._parametrization.parametrization import NegativeDiagonal
-from negdiag_param._ranks import dtensor, refusals
+from negdiag_param._ranks import shards
 
 
 class Write(NamedTuple):
@@ -23,7 +23,7 @@ class Write(NamedTuple):
     def carry_out(self) -> None:
         """Writes in place: the original keeps its storage and its strides."""
         with torch.no_grad():
-            self.target.copy_(dtensor.like(self.source, self.target))
+            self.target.copy_(shards.like(self.source, self.target))
 
 
 def assign(module: nn.Module, tensor_name: str, value: Tensor) -> None:
@@ -52,12 +52,18 @@ def writes(
     targets = lookup.originals(module, tensor_name)
     ours = lookup.find(module, tensor_name)
     with named(tensor_name):
-        for target in targets:
-            refusals.check_assignable(
-                parametrizations, target, ours.record.mesh_dims if ours else 0
+        # What fully_shard has sharded lies on a mesh of more dimensions than before.
+        before = ours.record.mesh_dims if ours else 0
+        if _private.is_managed_by_fsdp(parametrizations) and any(
+            shards.mesh_dims(target) <= before for target in targets
+        ):
+            raise ValueError(
+                "expected a sharded tensor to assign to, got the gathered one of a forward pass, "
+                "which would lose the value; call reshard() on the module given to fully_shard "
+                "first, or assign before FullyShardedDataParallel wraps the model"
             )
         if isinstance(value, Tensor) and len(targets) == 1:
-            value = dtensor.aligned(dense(value), targets[0])
+            value = shards.aligned(dense(value), targets[0])
             expected, got = (f"{summary(t)} on {t.device}" for t in (targets[0], value))
             if expected != got:
                 raise ValueError(f"expected a tensor of {expected}, got {got}")

@@ -11,7 +11,7 @@ from negdiag_param._life import lookup
 from negdiag_param._parametrization.invert import summary
 from negdiag_param._parametrization.parametrization import NegativeDiagonal
 from negdiag_param._private import is_placeholder
-from negdiag_param._ranks import agreement, dtensor
+from negdiag_param._ranks import agreement, shards
 
 
 def translating(load: Callable[..., None]) -> Callable[..., None]:
@@ -84,9 +84,9 @@ def _inverse(
         return value  # load_state_dict says what is wrong with it
     _check_real(value)
     if not assigned:
-        value = dtensor.aligned(value.to(original.dtype), original)
+        value = shards.aligned(value.to(original.dtype), original)
     with torch.inference_mode(False), torch.no_grad():  # a parameter that can be trained later
-        return dtensor.like(parametrization.right_inverse(value), original)
+        return shards.like(parametrization.right_inverse(value), original)
 
 
 def _check_real(value: object) -> None:

@@ -31,7 +31,7 @@ from negdiag_param._links import Links
 from negdiag_param._parametrization.cache import WeightCache
 from negdiag_param._parametrization.parametrization import NegativeDiagonal
 from negdiag_param._private import own_buffers, own_modules, own_parameters
-from negdiag_param._ranks import refusals
+from negdiag_param._ranks import shards
 
 _CLASSES: WeakValueDictionary[tuple[type, tuple[str, ...]], type[nn.Module]] = WeakValueDictionary()
 
@@ -75,7 +75,11 @@ class _NotYetDistributed:
         # dir() and inspect.getmembers() read this too.
         if module is not None and is_distributing():
             for tensor_name in lookup.ours(module):
-                refusals.check_parallelizable(lookup.originals(module, tensor_name), module)
+                if not all(map(shards.is_sharded, lookup.originals(module, tensor_name))):
+                    raise ValueError(
+                        f"expected a {base_of(module).__name__} without a negative diagonal to "
+                        f"distribute, got a registered one; the order is {shards.ORDER}"
+                    )
         return False
 
 

@@ -12,7 +12,7 @@ from negdiag_param._maths.feasible import Infeasible, Verdict, judge, reflected
 from negdiag_param._maths.limits import FLOAT_DTYPES
 from negdiag_param._maths.strict import StrictMap
 from negdiag_param._private import has_values
-from negdiag_param._ranks import agreement, dtensor
+from negdiag_param._ranks import agreement, shards
 
 
 def summary(tensor: Tensor) -> str:
@@ -49,13 +49,13 @@ def check(tensor: object, diagonal: Diagonal, strict: StrictMap) -> None:
         raise ValueError(f"{misfit}; got {summary(tensor)}")
     with _about(tensor):
         strict.limits(tensor.dtype)
-    dtensor.local(tensor, diagonal)
+    shards.entries(tensor, diagonal)
 
 
 def inverted(
     weight: Tensor, diagonal: Diagonal, strict: StrictMap, infeasible: Infeasible
 ) -> tuple[Tensor, str | None]:
-    """An original that gives ``weight``, which it never aliases, and what to warn of, if anything."""
+    """An original that gives ``weight``, never aliasing it, and what to warn of, if anything."""
     verdict, original, misfit, reason = Verdict(), weight, None, None
     try:
         check(weight, diagonal, strict)
@@ -69,7 +69,7 @@ def inverted(
     verdict, failed = agreement.agreed(verdict, bool(misfit or reason), weight)
     if misfit:
         raise misfit
-    with _about(weight, f" on rank {failed}" if dtensor.is_sharded(weight) else ""):
+    with _about(weight, f" on rank {failed}" if shards.is_sharded(weight) else ""):
         warning = verdict.warning(strict.limits(weight.dtype), infeasible)
         if failed is not None:
             raise reason or ValueError("expected a diagonal that all ranks can invert, got none")
@@ -95,11 +95,9 @@ def _invert(
 ) -> Exception | None:
     """Inverts the diagonal in place. Returns what this rank finds wrong, if anything."""
     limits = strict.limits(original.dtype)
-    local, parts = dtensor.local(original, diagonal)
     try:
         verdict.warning(limits, infeasible)
-        for part in parts if has_values(original) else ():
-            entries = part.view(local)
+        for entries in shards.entries(original, diagonal) if has_values(original) else ():
             entries.copy_(strict.inverse(reflected(entries, limits)))
     except Exception as error:
         return error
@@ -110,9 +108,8 @@ def _verdict(weight: Tensor, diagonal: Diagonal, strict: StrictMap) -> Verdict:
     """What this rank sees."""
     if not has_values(weight):
         return Verdict()
-    local, parts = dtensor.local(weight, diagonal)
     limits = strict.limits(weight.dtype)
-    return sum((judge(part.view(local), limits) for part in parts), Verdict())
+    return sum((judge(held, limits) for held in shards.entries(weight, diagonal)), Verdict())
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from negdiag_param._parametrization.options import (
 )
 from negdiag_param._parametrization.steps import Homes
 from negdiag_param._private import own_buffers, own_modules, own_parameters
-from negdiag_param._ranks import dtensor
+from negdiag_param._ranks import shards
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class NegativeDiagonal(nn.Module):
         """
         with named(self.record.name):
             check(original, self.options.diagonal, self.strict)
-        return mapped(self.options.diagonal.view(dtensor.whole(original)), self.strict)
+        return mapped(self.options.diagonal.view(shards.whole(original)), self.strict)
 
     @override
     def get_extra_state(self) -> Tensor:
@@ -181,7 +181,7 @@ class NegativeDiagonal(nn.Module):
 
     def _constrained(self, original: Tensor) -> Tensor:
         try:
-            return dtensor.constrain(original, self.options.diagonal, self.strict)
+            return shards.constrain(original, self.options.diagonal, self.strict)
         except Exception:
             # Checking beforehand would cost more than the map of a small layer.
             with named(self.record.name):

@@ -21,7 +21,7 @@ from typing_extensions import override
 
 from negdiag_param._links import Links
 from negdiag_param._private import own_modules, own_parameters
-from negdiag_param._ranks import dtensor
+from negdiag_param._ranks import shards
 
 
 class StepCount:
@@ -129,7 +129,7 @@ def _project(parametrization: Any, original: Any) -> None:
         and parametrization.record.ndim == original.ndim
     ):
         diagonal, strict = parametrization.options.diagonal, parametrization.strict
-        dtensor.project_(original, diagonal, strict)
+        shards.project_(original, diagonal, strict)
 
 
 class _Place(NamedTuple):
