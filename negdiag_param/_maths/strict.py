@@ -131,4 +131,5 @@ class StrictMap:
         """The size of the slope by difference, roughly, and never zero."""
         half = (1 + x.abs()) * torch.finfo(x.dtype).eps ** (1 / 3)
         rise = (self.value(x + half) - self.value(x - half)).abs()
-        return (rise / (2 * half)).clamp(min=torch.finfo(torch.float32).tiny)
+        steepness: Tensor = rise / (2 * half)
+        return steepness.clamp(min=torch.finfo(torch.float32).tiny)

@@ -8,7 +8,7 @@ gradient descent.
 from collections.abc import Callable, Iterable
 from functools import cached_property, lru_cache
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakSet, ref
 
 import torch
@@ -67,7 +67,9 @@ class _Projections:
     def __init__(self) -> None:
         self._homes: WeakSet[Homes] = WeakSet()
         self._lock = Lock()
-        self._known: dict[int, _Place] = {}  # by the id of the original
+        # By the id of a parameter: the parameter, and the list that it is the original of, if any.
+        self._known: dict[int, tuple[ref[Tensor], ref[ParametrizationList] | None]] = {}
+        self._shapes: set[torch.Size] = set()  # of all originals
         self._looked_up = 0
         self._is_current = True
 
@@ -96,27 +98,38 @@ class _Projections:
     def _project(self, optimizer: Optimizer) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         # Originals may be replaced where nobody tells, as loading with assign=True does, so they
-        # are looked for again, but not more often than parameters are looked up: with an optimizer
-        # for each parameter, doing it at every step would cost the square of their number.
+        # are looked for again: at the first step of a parameter, and then not more often than
+        # parameters are looked up. With an optimizer for each parameter, doing it at every step
+        # would cost the square of their number.
         self._looked_up += len(parameters)
-        if not self._is_current or self._looked_up >= len(self._homes):
-            self._search()
+        is_due = not self._is_current or self._looked_up >= len(self._homes)
+        if is_due or any(map(self._is_new, parameters)):
+            self._search(parameters)
         with torch.no_grad():
             for parameter in parameters:
-                place = self._known.get(id(parameter))
-                home = None if place is None else place.home()
-                if home is not None and own_parameters(home).get("original") is parameter:
-                    _project(own_modules(home).get("0"), parameter)
+                home = self._known.get(id(parameter), (None, None))[1]
+                found = None if home is None else home()
+                if found is not None and own_parameters(found).get("original") is parameter:
+                    _project(own_modules(found).get("0"), parameter)
 
-    def _search(self) -> None:
+    def _is_new(self, parameter: Tensor) -> bool:
+        known = self._known.get(id(parameter))
+        is_known = known is not None and known[0]() is parameter
+        return not is_known and parameter.shape in self._shapes
+
+    def _search(self, parameters: list[Tensor]) -> None:
         with self._lock:
             self._looked_up, self._is_current = 0, True
-            lists = [each for homes in self._homes for each in homes]
-            self._known = {
-                id(original): _Place(ref(original, self._outdate), ref(each))
-                for each in lists
-                if (original := own_parameters(each).get("original")) is not None
-            }
+            homes = [each for homes in self._homes for each in homes]
+            pairs = [(own_parameters(home).get("original"), home) for home in homes]
+            found = [(original, home) for original, home in pairs if original is not None]
+            self._shapes = {original.shape for original, _ in found}
+            # Those known before stay: during a backward pass, fully_shard has gathered tensors in
+            # the place of the originals of some layers while others make their step.
+            alive = {key: known for key, known in self._known.items() if known[0]() is not None}
+            seen = {id(p): (ref(p, self._outdate), None) for p in parameters}
+            now = {id(original): (ref(original, self._outdate), ref(h)) for original, h in found}
+            self._known = {**seen, **alive, **now}
 
     def _outdate(self, _: object) -> None:
         self._is_current = False
@@ -124,17 +137,9 @@ class _Projections:
 
 def _project(parametrization: Any, original: Any) -> None:
     # What FullyShardedDataParallel leaves of an original between forward passes is a flat piece.
-    if (
-        vars(parametrization).get("homes") is not None
-        and parametrization.record.ndim == original.ndim
-    ):
-        diagonal, strict = parametrization.options.diagonal, parametrization.strict
-        shards.project_(original, diagonal, strict)
-
-
-class _Place(NamedTuple):
-    original: "ref[Tensor]"
-    home: "ref[ParametrizationList]"
+    is_projection = vars(parametrization).get("homes") is not None
+    if is_projection and parametrization.record.ndim == original.ndim:
+        shards.project_(original, parametrization.options.diagonal, parametrization.strict)
 
 
 def _note_home(module: nn.Module, name: str, child: nn.Module | None) -> None:
