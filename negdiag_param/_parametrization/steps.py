@@ -128,8 +128,9 @@ class _Projections:
             # the place of the originals of some layers while others make their step.
             alive = {key: known for key, known in self._known.items() if known[0]() is not None}
             seen = {id(p): (ref(p, self._outdate), None) for p in parameters}
-            now = {id(original): (ref(original, self._outdate), ref(h)) for original, h in found}
-            self._known = {**seen, **alive, **now}
+            self._known = seen | alive
+            for original, home in found:
+                self._known[id(original)] = ref(original, self._outdate), ref(home)
 
     def _outdate(self, _: object) -> None:
         self._is_current = False
