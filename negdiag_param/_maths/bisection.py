@@ -16,45 +16,38 @@ _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 def nearest(
     function: Callable[[Tensor], Tensor], goal: Tensor, low: Tensor, high: Tensor
 ) -> Tensor:
-    """Where ``function`` is nearest to ``goal`` between ``low`` and ``high``, entry by entry.
+    """Where ``function``, monotonic from ``low`` to ``high``, is nearest to ``goal``.
 
-    Of several numbers that give ``goal`` it is the one nearest to zero.
-
-    Args:
-        function: a function of tensors of ``goal``'s shape and dtype, monotonic on the interval.
-        goal: the values to reach.
-        low: the lower ends of the interval.
-        high: the upper ends.
+    All are tensors of the same shape and dtype, searched entry by entry. Of several numbers that
+    give ``goal`` it is the one nearest to zero.
     """
     sign = torch.where(function(high) < function(low), -1, 1)
-    below, above = _rank(low), _rank(high)
+    below, above = rank(low), rank(high)
     for _ in range(8 * goal.dtype.itemsize):
         middle = (below & above) + ((below ^ above) >> 1)  # the mean, without overflow
-        x = _number(middle, goal.dtype)
+        x = number(middle, goal.dtype)
         difference = (function(x) - goal) * sign
         # Where the function reaches the goal, towards zero.
         goes_up = (difference < 0) | ((difference == 0) & (middle < 0))
         below, above = torch.where(goes_up, middle + 1, below), torch.where(goes_up, above, middle)
         below = torch.minimum(below, above)
-    best = _number(below, goal.dtype)
+    best = number(below, goal.dtype)
     error = (function(best) - goal).abs()
     for step in (-1, 1, -2):
-        other = _number((below + step).clamp(_rank(low), _rank(high)), goal.dtype)
-        found = (function(other) - goal).abs()
-        best, error = torch.where(found < error, other, best), torch.minimum(found, error)
+        other = number((below + step).clamp(rank(low), rank(high)), goal.dtype)
+        its = (function(other) - goal).abs()
+        best, error = torch.where(its < error, other, best), torch.minimum(its, error)
     return best
 
 
-def _rank(number: Tensor) -> Tensor:
+def rank(numbers: Tensor) -> Tensor:
     """Integers that are ordered as the numbers are; those of both zeros are zero."""
-    bits = number.contiguous().view(_INTEGERS[number.dtype.itemsize]).long()
-    return torch.where(bits < 0, _lowest(number.dtype) - bits, bits)
+    integer = _INTEGERS[numbers.dtype.itemsize]
+    bits = numbers.contiguous().view(integer).long()
+    return torch.where(bits < 0, torch.iinfo(integer).min - bits, bits)
 
 
-def _number(rank: Tensor, dtype: torch.dtype) -> Tensor:
-    bits = torch.where(rank < 0, _lowest(dtype) - rank, rank)
-    return bits.to(_INTEGERS[dtype.itemsize]).view(dtype)
-
-
-def _lowest(dtype: torch.dtype) -> int:
-    return torch.iinfo(_INTEGERS[dtype.itemsize]).min
+def number(ranks: Tensor, dtype: torch.dtype) -> Tensor:
+    """The numbers of ``dtype`` with these ranks."""
+    integer = _INTEGERS[dtype.itemsize]
+    return torch.where(ranks < 0, torch.iinfo(integer).min - ranks, ranks).to(integer).view(dtype)

@@ -1,7 +1,8 @@
 """Where the diagonal of a weight lies, as a view of it. Nothing here knows signs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -29,13 +30,9 @@ class Diagonal:
 
     def view(self, tensor: Tensor) -> Tensor:
         """The diagonal entries of ``tensor``, as a view; the diagonal itself is the last dim."""
-        if (
-            tensor.ndim == 2
-            and (self.dims is None or self.dims == (0, 1))
-            and self.blocks == 1
-            and self.taps == "all"
-        ):
-            return tensor.diagonal(self.offset)
+        usual = self.blocks == 1 and self.taps == "all" and self.dims in (None, (0, 1))
+        if usual and tensor.ndim == 2:
+            return tensor.diagonal(self.offset)  # as below, but quickly
         dims = self._fitting(tensor)
         if not dims:
             return tensor
@@ -53,24 +50,13 @@ class Diagonal:
             return values
         blocked, row, column = self._blocked(tensor, dims)
         if self.taps == "center":
-            # select_scatter gives wrong second derivatives under torch.func.
-            return self.replaced(tensor, values)
+            # Not select_scatter, which gives wrong second derivatives under torch.func.
+            every = blocked.diagonal(self.offset, row, column)
+            kernel = range(self.blocks > 1, every.ndim - 1)
+            for dim in kernel:
+                values = values.unsqueeze(dim)
+            values = torch.where(_is_center(every, kernel), values, every)
         return blocked.diagonal_scatter(values, self.offset, row, column).view(tensor.shape)
-
-    def replaced(self, tensor: Tensor, values: Tensor) -> Tensor:
-        """As :meth:`scattered`, without any in-place write and with a mask of the tensor's size."""
-        dims = self._fitting(tensor)
-        if not dims:
-            return values
-        blocked, row, column = self._blocked(tensor, dims)
-        if self.taps == "center":
-            for dim in range(self.blocks > 1, blocked.ndim):
-                if dim not in (row, column):
-                    values = values.unsqueeze(dim - (dim > row) - (dim > column))
-        # Lay the values along the shorter of the two matrix dims, to broadcast over the other.
-        along, across = _shorter_first(blocked, row, column)
-        values = values.movedim(-1, along - (across < along)).unsqueeze(across)
-        return torch.where(self._mask(blocked, row, column), values, blocked).reshape(tensor.shape)
 
     def exported(self, tensor: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
         """A copy of ``tensor`` with ``value`` of its diagonal there, for exporters and tracers.
@@ -82,9 +68,11 @@ class Diagonal:
         if not dims:
             return value(tensor)
         blocked, row, column = self._blocked(tensor, dims)
-        mask = self._mask(blocked, row, column)
+        mask = _steps(blocked, row) + self.offset == _steps(blocked, column)
+        if self.taps == "center":
+            mask = mask & _is_center(blocked, range(column + 1, blocked.ndim))
         # Along the longer of the two matrix dims, a diagonal entry is all that the mask leaves.
-        across = _shorter_first(blocked, row, column)[1]
+        across = row if blocked.shape[row] > blocked.shape[column] else column
         entries = blocked.masked_fill(~mask, 0).sum(across, keepdim=True)
         return torch.where(mask, value(entries), blocked).reshape(tensor.shape)
 
@@ -129,18 +117,11 @@ class Diagonal:
         # view, not unflatten: gradcheck's batched mode has no rule for unflatten.
         return tensor.view(shape), row + 1, column + (column > row)
 
-    def _mask(self, blocked: Tensor, row: int, column: int) -> Tensor:
-        """Where the diagonal entries are, to broadcast against ``blocked``."""
-        mask = _steps(blocked, row) + self.offset == _steps(blocked, column)
-        if self.taps == "center":
-            for dim in range(self.blocks > 1, blocked.ndim):
-                if dim not in (row, column):
-                    mask = mask & (_steps(blocked, dim) == (blocked.shape[dim] - 1) // 2)
-        return mask
 
-
-def _shorter_first(blocked: Tensor, row: int, column: int) -> tuple[int, int]:
-    return (row, column) if blocked.shape[row] <= blocked.shape[column] else (column, row)
+def _is_center(tensor: Tensor, dims: Iterable[int]) -> Tensor:
+    """Where the index is the middle one in all of ``dims``, to broadcast against ``tensor``."""
+    masks = (_steps(tensor, dim) == (tensor.shape[dim] - 1) // 2 for dim in dims)
+    return reduce(torch.logical_and, masks)
 
 
 def _steps(tensor: Tensor, dim: int) -> Tensor:

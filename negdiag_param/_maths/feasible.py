@@ -40,19 +40,17 @@ class Verdict:
             return None
         at_most = f"a diagonal of at most {-limits.margin}"
         wanted = at_most if limits.margin else "a negative diagonal"
-        found = (
+        message = (
             f"expected {wanted}, got {self.infeasible} of {self.entries} entries that "
             f"are not, the largest {self.largest:.6g}"
         )
         if infeasible == "error":
-            raise ValueError(found)
-        return found
+            raise ValueError(message)
+        return message
 
 
 def judge(entries: Tensor, limits: Limits) -> Verdict:
     """Counts what is not finite, and what is not at most ``-margin`` and below zero."""
-    if not entries.numel():
-        return Verdict()
     not_finite = int((~entries.isfinite()).sum())
     infeasible = int(_is_infeasible(entries, limits).sum())
     largest = entries.max().item() if infeasible else -torch.inf

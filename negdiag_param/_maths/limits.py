@@ -6,6 +6,8 @@ from math import ldexp
 import torch
 from torch import Tensor
 
+from negdiag_param._maths.bisection import number, rank
+
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -58,7 +60,5 @@ def _round_away(value: float, dtype: torch.dtype) -> float:
     """The smallest number of ``dtype`` that is at least the positive ``value``."""
     rounded = torch.tensor(value, dtype=torch.float64, device="cpu").to(dtype)
     if rounded.item() < value:
-        # Positive floats are ordered as their bits are.
-        bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
-        rounded = (rounded.view(bits) + 1).view(dtype)
+        rounded = number(rank(rounded) + 1, dtype)
     return float(rounded.item())

@@ -22,16 +22,12 @@ class ScalarMap(ABC):
     """A map R -> (-inf, -margin], with its derivatives if it ``has_slope``."""
 
     name: str  # in checkpoints and messages
+    constants: Mapping[str, float] = {}  # those that differ from their defaults
     has_slope: ClassVar[bool] = True
     #: Whether it is ``min(x, bound)``, so that originals beyond the bound may be set to it.
     is_projection: ClassVar[bool] = False
     #: Whether ``x`` and ``-x`` have the same value; the inverse is then negative.
     is_even: ClassVar[bool] = False
-
-    @property
-    def constants(self) -> Mapping[str, float]:
-        """Those of its constants that differ from their defaults, by name."""
-        return {}
 
     def sampled(self) -> tuple[float, ...]:
         """Some of its values, if the name does not identify the map."""
@@ -39,18 +35,11 @@ class ScalarMap(ABC):
 
     @abstractmethod
     def value(self, x: Tensor, limits: Limits) -> Tensor:
-        """The mapped value, which may still overflow ``limits``.
-
-        Autograd differentiates it in maps without a slope, and in exported graphs.
-        """
+        """The mapped value, which may still overflow ``limits``, differentiable by autograd."""
 
     def inverse(self, value: Tensor, limits: Limits) -> Tensor | None:
         """An ``x`` that maps to the feasible ``value``; None: search all of the map's branch."""
         return None
-
-    def slope(self, x: Tensor, limits: Limits) -> Tensor:
-        """The derivative, differentiable."""
-        raise NotImplementedError
 
     def smooth(self, x: Tensor, limits: Limits) -> Tensor:
         """A finite function of ``x`` whose derivatives of every order are the map's."""
@@ -58,7 +47,7 @@ class ScalarMap(ABC):
 
     def value_and_slope(self, x: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
         """The mapped value and the derivative there, two new tensors, not differentiable."""
-        return self.value(x, limits), self.slope(x, limits)
+        raise NotImplementedError
 
 
 class StrictMap:
@@ -81,8 +70,7 @@ class StrictMap:
 
     def limits(self, dtype: torch.dtype) -> Limits:
         """What is feasible in ``dtype``."""
-        limits = self._limits.get(dtype)
-        return Limits.of(dtype, self.margin) if limits is None else limits
+        return self._limits.get(dtype) or Limits.of(dtype, self.margin)
 
     def value(self, original: Tensor) -> Tensor:
         """The mapped entries, differentiable by autograd."""
@@ -98,7 +86,9 @@ class StrictMap:
 
     def slope(self, original: Tensor) -> Tensor:
         """The derivatives, differentiable by autograd."""
-        return self.scalar_map.slope(widened(original), self.limits(original.dtype))
+        x = widened(original).clone()  # not a leaf, which may have hooks
+        smooth = self.scalar_map.smooth(x, self.limits(original.dtype))
+        return torch.autograd.grad(smooth.sum(), x, create_graph=True)[0]
 
     def smooth(self, original: Tensor) -> Tensor:
         """A function with the derivatives of the map, finite in the dtype of its arithmetic."""
@@ -119,17 +109,13 @@ class StrictMap:
         original = start.to(entries.dtype)
         if torch.equal(self.value(original), entries):
             return original
-        # The inverse is exact but for rounding: of x, of the value, or of what is between them.
+        # The inverse is exact but for rounding: of x, of the value, or of what is between them,
+        # which is as much of x as the slope, roughly and never zero, makes it.
+        half = (1 + start.abs()) * torch.finfo(start.dtype).eps ** (1 / 3)
+        rise = (self.value(start + half) - self.value(start - half)).abs()
+        slope = (rise / (2 * half)).clamp(min=torch.finfo(torch.float32).tiny)
         eps = torch.finfo(entries.dtype).eps
-        reach = 64 * eps * (1 + start.abs() + widened(entries).abs() / self._steepness(start))
+        reach = 64 * eps * (1 + start.abs() + widened(entries).abs() / slope)
         low, high = ((start + side * reach).to(entries.dtype) for side in (-1, 1))
-        found = bisection.nearest(self.value, entries, low, high)
-        reached: Tensor = self.value(found) == entries
-        return torch.where(reached, found, original)
-
-    def _steepness(self, x: Tensor) -> Tensor:
-        """The size of the slope by difference, roughly, and never zero."""
-        half = (1 + x.abs()) * torch.finfo(x.dtype).eps ** (1 / 3)
-        rise = (self.value(x + half) - self.value(x - half)).abs()
-        steepness: Tensor = rise / (2 * half)
-        return steepness.clamp(min=torch.finfo(torch.float32).tiny)
+        nearest = bisection.nearest(self.value, entries, low, high)
+        return torch.where(torch.eq(self.value(nearest), entries), nearest, original)

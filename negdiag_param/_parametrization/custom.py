@@ -1,8 +1,7 @@
 """Maps of users' own: a ``map`` and an ``inverse``, tried before they are trusted."""
 
-from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,40 +16,19 @@ _SAMPLES = (-3.0, -1.0, 0.25, 1.0, 3.0)
 _FAR = 1e4  # where a bounded map is at its ends
 
 
-class MapAndInverse(Protocol):
-    """What a user writes: two functions, entry by entry, that do not know the margin."""
-
-    def map(self, x: Tensor) -> Tensor:
-        """From any real to a negative number."""
-        ...
-
-    def inverse(self, d: Tensor) -> Tensor:
-        """From a negative number to a real."""
-        ...
-
-
 class OwnMap(ScalarMap):
-    """``map(x) - margin``.
-
-    Args:
-        functions: the map and the inverse, which are looked up at every call.
-        name: gives what they are called in messages and checkpoints.
-    """
+    """``map(x) - margin``, where ``functions`` has the ``map`` and its ``inverse``."""
 
     has_slope = False
 
-    def __init__(self, functions: MapAndInverse, name: Callable[[], str]) -> None:
+    def __init__(self, functions: Any) -> None:
         self._functions = functions
-        self._name = name
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """What the map is called."""
-        return self._name()
+        self.name = type(functions).__name__
 
     @override
     def value(self, x: Tensor, limits: Limits) -> Tensor:
-        return self._functions.map(x) - limits.margin
+        image: Tensor = self._functions.map(x)
+        return image - limits.margin
 
     @override
     def inverse(self, value: Tensor, limits: Limits) -> Tensor:
@@ -122,18 +100,8 @@ class OwnMap(ScalarMap):
         )
 
 
-def chosen(parametrization: MapAndInverse, base: type, name: Callable[[], str]) -> ScalarMap:
-    """The map of a ready class, unless the class has a map or an inverse of its own.
-
-    Args:
-        parametrization: an instance of the class.
-        base: the class that all of them derive from.
-        name: gives what a map of the class's own is called.
-
-    Raises:
-        NotImplementedError: if the map or the inverse is not defined.
-        TypeError: if a base defines one, but stands too late among the bases to be asked.
-    """
+def chosen(parametrization: object, base: type) -> ScalarMap:
+    """The map of a ready class below ``base``, unless it has a map or an inverse of its own."""
     cls = type(parametrization)
     ready: ScalarMap | None = getattr(parametrization, "scalar_map", None)
     for other in cls.__mro__[cls.__mro__.index(base) + 1 :]:
@@ -146,7 +114,7 @@ def chosen(parametrization: MapAndInverse, base: type, name: Callable[[], str]) 
     missing = [n for n in _NAMES if getattr(cls, n) is getattr(base, n)]
     if ready is None and missing:
         raise NotImplementedError(f"{cls.__name__} must define {' and '.join(missing)}")
-    return ready if ready and len(missing) == len(_NAMES) else OwnMap(parametrization, name)
+    return ready if ready and len(missing) == len(_NAMES) else OwnMap(parametrization)
 
 
 def _summary(image: Tensor) -> float:

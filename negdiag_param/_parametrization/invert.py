@@ -52,20 +52,30 @@ def check(tensor: object, diagonal: Diagonal, strict: StrictMap) -> None:
     shards.entries(tensor, diagonal)
 
 
+@torch.no_grad()
 def inverted(
     weight: Tensor, diagonal: Diagonal, strict: StrictMap, infeasible: Infeasible
 ) -> tuple[Tensor, str | None]:
     """An original that gives ``weight``, never aliasing it, and what to warn of, if anything."""
-    verdict, original, misfit, reason = Verdict(), weight, None, None
+    verdict, original = Verdict(), weight
+    misfit: Exception | None = None  # of the tensor
+    reason: Exception | None = None  # of its entries
     try:
         check(weight, diagonal, strict)
     except (TypeError, ValueError) as error:
         misfit = error
     else:
-        with torch.no_grad():
-            original = weight.detach().clone(memory_format=_memory_format(weight))
-            verdict = _verdict(original, diagonal, strict)
-            reason = _invert(original, diagonal, strict, infeasible, verdict)
+        limits = strict.limits(weight.dtype)
+        original = weight.detach().clone(memory_format=_memory_format(weight))
+        held = shards.entries(original, diagonal) if has_values(original) else []
+        verdict = sum((judge(entries, limits) for entries in held), Verdict())
+        try:
+            verdict.warning(limits, infeasible)
+            for entries in held:
+                entries.copy_(strict.inverse(reflected(entries, limits)))
+        except Exception as error:
+            reason = error
+    # All ranks come here, also those that cannot go on.
     verdict, failed = agreement.agreed(verdict, bool(misfit or reason), weight)
     if misfit:
         raise misfit
@@ -86,32 +96,6 @@ def named(name: str) -> Iterator[None]:
         raise kind(f"{name}: {error}") from error
 
 
-def _invert(
-    original: Tensor,
-    diagonal: Diagonal,
-    strict: StrictMap,
-    infeasible: Infeasible,
-    verdict: Verdict,
-) -> Exception | None:
-    """Inverts the diagonal in place. Returns what this rank finds wrong, if anything."""
-    limits = strict.limits(original.dtype)
-    try:
-        verdict.warning(limits, infeasible)
-        for entries in shards.entries(original, diagonal) if has_values(original) else ():
-            entries.copy_(strict.inverse(reflected(entries, limits)))
-    except Exception as error:
-        return error
-    return None
-
-
-def _verdict(weight: Tensor, diagonal: Diagonal, strict: StrictMap) -> Verdict:
-    """What this rank sees."""
-    if not has_values(weight):
-        return Verdict()
-    limits = strict.limits(weight.dtype)
-    return sum((judge(held, limits) for held in shards.entries(weight, diagonal)), Verdict())
-
-
 @contextmanager
 def _about(weight: Tensor, where: str = "") -> Iterator[None]:
     """Says in an error which tensor it is about, and where."""
@@ -123,11 +107,7 @@ def _about(weight: Tensor, where: str = "") -> Iterator[None]:
 
 def _memory_format(tensor: Tensor) -> torch.memory_format:
     """That of a contiguous or channels-last tensor; contiguous for a view with other strides."""
-    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.ndim)
-    if (
-        channels_last
-        and not tensor.is_contiguous()
-        and tensor.is_contiguous(memory_format=channels_last)
-    ):
-        return channels_last
-    return torch.contiguous_format
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    found = formats.get(tensor.ndim, torch.contiguous_format)
+    fits = tensor.is_contiguous(memory_format=found) and not tensor.is_contiguous()
+    return found if fits else torch.contiguous_format

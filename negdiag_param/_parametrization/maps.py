@@ -1,11 +1,9 @@
 """The ready maps: for each, the formula with its derivative, and the class that users see.
 
-``value`` is the map itself. ``slope`` is its derivative, and ``smooth`` a function that has all
-derivatives of the map and no overflow of its own. ``value_and_slope`` computes both in one go where
-they share work.
+``value`` is the map itself, ``value_and_slope`` the map with its first derivative, and ``smooth`` a
+function that has all derivatives of the map and no overflow of its own.
 """
 
-from collections.abc import Mapping
 from math import log, sqrt
 
 import torch
@@ -33,12 +31,8 @@ class _Clamp(ScalarMap):
         return value.clamp(max=limits.bound)
 
     @override
-    def slope(self, x: Tensor, limits: Limits) -> Tensor:
-        return torch.ones_like(x)  # also beyond the bound, where an entry would be stuck otherwise
-
-    @override
     def smooth(self, x: Tensor, limits: Limits) -> Tensor:
-        return x
+        return x  # also beyond the bound, where an entry would be stuck otherwise
 
 
 class ClampDiagonal(NegativeDiagonal):
@@ -90,11 +84,6 @@ class _Exp(ScalarMap):
         return lowered(x.exp().neg(), limits)
 
     @override
-    def slope(self, x: Tensor, limits: Limits) -> Tensor:
-        # Capped before exp: the second derivative of an infinite exp would be NaN.
-        return x.clamp(max=log(limits.steepest)).exp().neg()
-
-    @override
     def smooth(self, x: Tensor, limits: Limits) -> Tensor:
         # Beyond the steepest slope the map goes on as a straight line. Only the slope of that
         # line counts; its value, which could overflow, is taken out.
@@ -139,11 +128,7 @@ class _Softplus(ScalarMap):
 
     def __init__(self, beta: float = 1.0) -> None:
         self.beta = beta
-
-    @property
-    @override
-    def constants(self) -> Mapping[str, float]:
-        return {} if self.beta == 1 else {"beta": self.beta}
+        self.constants = {} if beta == 1 else {"beta": beta}
 
     @override
     def value(self, x: Tensor, limits: Limits) -> Tensor:
@@ -155,13 +140,6 @@ class _Softplus(ScalarMap):
         return lowered(value, limits)
 
     @override
-    def slope(self, x: Tensor, limits: Limits) -> Tensor:
-        # -sigmoid(x) = -1 / (1 + exp(-x)) = -exp(x) / (1 + exp(x)): on either side the one where
-        # nothing overflows or cancels
-        z = (self.beta * minus_abs(x)).exp()
-        return -torch.where(x > 0, 1.0, z) / (1.0 + z)
-
-    @override
     def smooth(self, x: Tensor, limits: Limits) -> Tensor:
         # log(1 + exp(x)) = max(x, 0) + log(1 + exp(-|x|)), where no derivative overflows
         return -x.relu() - (self.beta * minus_abs(x)).exp().log1p() / self.beta
@@ -170,7 +148,10 @@ class _Softplus(ScalarMap):
     def value_and_slope(self, x: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
         value = self._minus_softplus(x)
         if torch.compiler.is_compiling():  # whose expm1 cancels near zero
-            slope = self.slope(x, limits)
+            # -sigmoid(x) = -1 / (1 + exp(-x)) = -exp(x) / (1 + exp(x)): on either side the one
+            # where nothing overflows or cancels
+            z = (self.beta * minus_abs(x)).exp()
+            slope = -torch.where(x > 0, 1.0, z) / (1.0 + z)
         else:
             # -sigmoid(x) = 1 / (1 + exp(x)) - 1 = exp(-softplus(x)) - 1, in a single pass
             slope = (value if self.beta == 1 else value * self.beta).expm1()
@@ -233,11 +214,6 @@ class _Square(ScalarMap):
         return lowered(torch.rsub(a, -_LEAST) * a, limits)
 
     @override
-    def slope(self, x: Tensor, limits: Limits) -> Tensor:
-        a = -minus_abs(x).clamp(min=-_corner(limits))
-        return slope_of_even(x, 2.0 * a + _LEAST)
-
-    @override
     def smooth(self, x: Tensor, limits: Limits) -> Tensor:
         # Beyond the corner the map goes on as a straight line, of which only the slope counts.
         corner = _corner(limits)
@@ -251,8 +227,8 @@ class _Square(ScalarMap):
     def value_and_slope(self, x: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
         a = x.abs()
         value = torch.rsub(a, -_LEAST).mul_(a)
-        slope = slope_of_even(x, a.clamp_(max=_corner(limits)).mul_(2.0).add_(_LEAST))
-        return lowered(value, limits), slope
+        slope = a.clamp_(max=_corner(limits)).mul_(2.0).add_(_LEAST)
+        return lowered(value, limits), slope.copysign_(0.0 - x)  # 0.0, not -0.0, at either zero
 
 
 # The slope at x = 0, so that no entry ever gets stuck there.
@@ -262,11 +238,6 @@ _LEAST = 0.01
 def _corner(limits: Limits) -> float:
     """Where the value is half the largest one; the slope stays what it is there."""
     return sqrt(-limits.lowest / 2.0)
-
-
-def slope_of_even(x: Tensor, steepness: Tensor) -> Tensor:
-    """The slope at ``x`` of a map of ``-|x|`` that is ``steepness`` > 0 steep there."""
-    return steepness.copysign(0.0 - x)  # which is 0.0, and not -0.0, at either zero
 
 
 class NegSquareDiagonal(NegativeDiagonal):
@@ -307,8 +278,8 @@ class _SignFlip(ScalarMap):
         return value
 
     @override
-    def slope(self, x: Tensor, limits: Limits) -> Tensor:
-        return torch.where(self._is_reflected(x, limits), -1.0, 1.0)
+    def value_and_slope(self, x: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
+        return self.value(x, limits), torch.where(self._is_reflected(x, limits), -1.0, 1.0)
 
     @override
     def smooth(self, x: Tensor, limits: Limits) -> Tensor:

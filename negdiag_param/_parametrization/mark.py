@@ -7,13 +7,12 @@ which float16 and bfloat16 hold exactly.
 
 import hashlib
 import math
-from collections.abc import Mapping
-from contextlib import suppress
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from negdiag_param._maths.strict import ScalarMap
 from negdiag_param._parametrization.options import Options
 from negdiag_param._private import has_values
 
@@ -22,26 +21,18 @@ _KEPT = ("dims", "blocks", "taps")  # the options that change what an original m
 
 
 class Meaning(NamedTuple):
-    """What an original means: the map with its options, and some of its values."""
+    """What an original means: the map with its options, and some of its values, if known."""
 
     text: str
-    values: tuple[float, ...] = ()
+    values: tuple[float, ...]
 
     @classmethod
-    def of(
-        cls,
-        map_name: str,
-        constants: Mapping[str, float],
-        options: Options,
-        values: tuple[float, ...],
-    ) -> "Meaning":
+    def of(cls, scalar_map: ScalarMap, options: Options, values: tuple[float, ...]) -> "Meaning":
         """The map with all that changes what an original means."""
-        parts = [
-            f"{key}={value}" for key, value in (*constants.items(), ("margin", options.margin))
-        ]
         changed = options.changed().items()
+        parts = [f"{k}={v}" for k, v in (*scalar_map.constants.items(), ("margin", options.margin))]
         parts += [f"{k}={v!r}" for k, v in changed if k in _KEPT and (k, v) != ("dims", (0, 1))]
-        text = f"{map_name}({', '.join(parts)})".encode("ascii", "backslashreplace").decode()
+        text = f"{scalar_map.name}({', '.join(parts)})".encode("ascii", "backslashreplace").decode()
         if len(text) > _TEXT:
             digest = hashlib.sha256(text.encode()).hexdigest()[:12]
             text = f"{text[: _TEXT - len(digest) - 1]}#{digest}"
@@ -79,7 +70,10 @@ def _decode(mark: Tensor) -> Meaning:
     codes = (mark.detach().cpu().double() / _GAP).nan_to_num().round().clamp(0, 127)
     text = bytes(codes.to(torch.uint8).tolist()).decode("ascii").strip("\0 ")
     text, _, values = text.partition(" with ")
-    return Meaning(text, tuple(map(_number, values.split())))
+    try:
+        return Meaning(text, tuple(map(float, values.split())))
+    except ValueError:
+        return Meaning(text, (math.nan,))  # which agrees with nothing
 
 
 def _agree(found: tuple[float, ...], expected: tuple[float, ...]) -> bool:
@@ -88,9 +82,3 @@ def _agree(found: tuple[float, ...], expected: tuple[float, ...]) -> bool:
     pairs = zip(found, expected, strict=False)
     close = all(math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-12) for a, b in pairs)
     return close and len(found) == len(expected)
-
-
-def _number(text: str) -> float:
-    with suppress(ValueError):
-        return float(text)
-    return math.nan

@@ -55,18 +55,24 @@ class Options:
             raise ValueError(
                 f"margin: expected a finite number that is not negative, got {self.margin}"
             )
-        dims = _checked_dims(self.dims)
-        _check_choice("taps", self.taps, TAPS)
-        _check_blocks(self.blocks)
-        check_policy(self.infeasible)
+        dims, blocks = self.dims, self.blocks
+        if dims is not None:
+            if not isinstance(dims, (tuple, list)) or not all(type(dim) is int for dim in dims):
+                raise TypeError(f"dims: expected a tuple of two integers or (), got {dims!r}")
+            if len(dims) not in (0, 2):
+                raise ValueError(f"dims: expected two dimensions or none, got {dims!r}")
+            dims = tuple(dims)
+        check_choice("taps", self.taps, TAPS)
+        if blocks is not None:
+            if isinstance(blocks, bool) or not isinstance(blocks, int):
+                raise TypeError(f"blocks: expected an integer, got {type(blocks).__name__}")
+            if blocks < 1:
+                raise ValueError(f"blocks: expected at least 1, got {blocks}")
+        check_choice("infeasible", self.infeasible, INFEASIBLE)
         if not isinstance(self.cache_in_eval, bool):
             raise TypeError(f"cache_in_eval: expected True or False, got {self.cache_in_eval!r}")
-        for name, value in (
-            ("margin", margin),
-            ("dims", dims),
-            ("diagonal", Diagonal(dims, self.blocks or 1, self.taps)),
-        ):
-            object.__setattr__(self, name, value)
+        diagonal = Diagonal(dims, blocks or 1, self.taps)
+        vars(self).update(margin=margin, dims=dims, diagonal=diagonal)
 
     @property
     def at_registration(self) -> Infeasible:
@@ -94,9 +100,12 @@ def options_shown(function: F) -> F:
     return function
 
 
-def check_policy(infeasible: object) -> None:
-    """Refuses what is no policy for infeasible entries."""
-    _check_choice("infeasible", infeasible, INFEASIBLE)
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Refuses what is none of ``choices``."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected one of {choices}, got {type(value).__name__}")
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {choices}, got {value!r}")
 
 
 def checked_constant(name: str, value: object) -> float:
@@ -114,29 +123,3 @@ def _number(name: str, value: object) -> float:
         return float(value)
     except OverflowError:  # of a whole number
         return -math.inf if value < 0 else math.inf
-
-
-def _checked_dims(dims: object) -> tuple[int, ...] | None:
-    if dims is None:
-        return None
-    if not isinstance(dims, (tuple, list)) or not all(type(dim) is int for dim in dims):
-        raise TypeError(f"dims: expected a tuple of two integers or (), got {dims!r}")
-    if len(dims) not in (0, 2):
-        raise ValueError(f"dims: expected two dimensions or none, got {dims!r}")
-    return tuple(dims)
-
-
-def _check_blocks(blocks: object) -> None:
-    if blocks is None:
-        return
-    if isinstance(blocks, bool) or not isinstance(blocks, int):
-        raise TypeError(f"blocks: expected an integer, got {type(blocks).__name__}")
-    if blocks < 1:
-        raise ValueError(f"blocks: expected at least 1, got {blocks}")
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if not isinstance(value, str):
-        raise TypeError(f"{name}: expected one of {choices}, got {type(value).__name__}")
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {choices}, got {value!r}")

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from typing_extensions import Self, Unpack, override
 
 from negdiag_param._callers import warn_user
-from negdiag_param._maths.feasible import Infeasible
+from negdiag_param._maths.feasible import INFEASIBLE, Infeasible
 from negdiag_param._maths.kernel import mapped
 from negdiag_param._maths.limits import Limits
 from negdiag_param._maths.strict import ScalarMap, StrictMap
@@ -17,7 +17,7 @@ from negdiag_param._parametrization.invert import check, dense, inverted, named
 from negdiag_param._parametrization.options import (
     Options,
     OptionsDict,
-    check_policy,
+    check_choice,
     options_shown,
 )
 from negdiag_param._parametrization.steps import Homes
@@ -95,7 +95,7 @@ class NegativeDiagonal(nn.Module):
         super().__init__()
         self.options = Options(margin, **options)
         self.record = Record()
-        chosen = custom.chosen(self, NegativeDiagonal, self._own_name)
+        chosen = custom.chosen(self, NegativeDiagonal)
         self.strict = StrictMap(chosen, self.options.margin)
         self.cache = WeightCache()
         self.homes = Homes() if chosen.is_projection else None
@@ -109,13 +109,16 @@ class NegativeDiagonal(nn.Module):
 
     def inverse(self, d: Tensor) -> Tensor:
         """The inverse of :meth:`map`, entry by entry: from a negative number to a real."""
-        return StrictMap(self.scalar_map, 0.0).inverse(dense(d))
+        return StrictMap(self.scalar_map, margin=0.0).inverse(dense(d))
 
     @override
     def forward(self, original: Tensor) -> Tensor:
         """The weight for an unconstrained ``original`` of the same shape and dtype."""
         if self.options.cache_in_eval and not torch.compiler.is_compiling():
-            return self._remembered(original)
+            if not (self.training or torch.is_grad_enabled()):
+                sources = [original, *self._own_tensors()]
+                return self.cache.read(self, sources, lambda: self._constrained(original))
+            self.cache.drop()
         return self._constrained(original)
 
     def right_inverse(self, weight: Tensor, infeasible: Infeasible | None = None) -> Tensor:
@@ -132,7 +135,7 @@ class NegativeDiagonal(nn.Module):
         """
         self.cache.drop()
         policy, name = infeasible or self.options.infeasible, self.record.name
-        check_policy(policy)
+        check_choice("infeasible", policy, INFEASIBLE)
         with named(name):
             original, warning = inverted(weight, self.options.diagonal, self.strict, policy)
         if warning:
@@ -188,25 +191,13 @@ class NegativeDiagonal(nn.Module):
                 check(original, self.options.diagonal, self.strict)
             raise
 
-    def _remembered(self, original: Tensor) -> Tensor:
-        if self.training or torch.is_grad_enabled():
-            self.cache.drop()
-            return self._constrained(original)
-        sources = [original, *self._own_tensors()]
-        return self.cache.read(self, sources, lambda: self._constrained(original))
-
     def _meaning(self) -> mark.Meaning:
         chosen = self.strict.scalar_map
         # What a map has learnt lies beside it in the checkpoint.
         values = () if self._own_tensors() else chosen.sampled()
-        return mark.Meaning.of(chosen.name, chosen.constants, self.options, values)
+        return mark.Meaning.of(chosen, self.options, values)
 
     def _own_tensors(self) -> list[Tensor]:
         """What a user's map computes with."""
-        if own_parameters(self) or own_buffers(self) or own_modules(self):
-            return [*self.parameters(), *self.buffers()]
-        return []
-
-    def _own_name(self) -> str:
-        """What a user's map is called in checkpoints and messages."""
-        return type(self).__name__
+        any_own = own_parameters(self) or own_buffers(self) or own_modules(self)
+        return [*self.parameters(), *self.buffers()] if any_own else []

@@ -1,20 +1,66 @@
 """From what a user gives as ``map`` and options to a parametrization."""
 
+import copy
 import inspect
+import re
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
-from torch.distributions import Transform
+from torch import Tensor
+from torch.distributions import ComposeTransform, Transform
+from typing_extensions import Unpack, override
 
 from negdiag_param._parametrization.maps import READY
-from negdiag_param._parametrization.options import Options, OptionsDict
+from negdiag_param._parametrization.options import Options, OptionsDict, options_shown
 from negdiag_param._parametrization.parametrization import NegativeDiagonal
-from negdiag_param._parametrization.transform import TransformDiagonal
 
 MapName = Literal["clamp", "exp", "softplus", "square", "sign_flip"]
 Map: TypeAlias = MapName | type[NegativeDiagonal] | NegativeDiagonal | Transform
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+class TransformDiagonal(NegativeDiagonal):
+    """Keeps a diagonal negative through a transform from the reals to the negative numbers."""
+
+    @options_shown
+    def __init__(
+        self, transform: Transform, margin: float = 0.0, **options: Unpack[OptionsDict]
+    ) -> None:
+        super().__init__(margin, **options)
+        self.transform = _copyable(transform)
+        shown = " ".join(repr(self.transform).split())
+        self.strict.scalar_map.name = re.sub(r" at 0x\w+", "", shown)
+
+    @override
+    def map(self, x: Tensor) -> Tensor:
+        """The transform itself."""
+        return cast(Tensor, self.transform(x))
+
+    @override
+    def inverse(self, d: Tensor) -> Tensor:
+        """The inverse of the transform."""
+        return cast(Tensor, self.transform.inv(d))
+
+    @override
+    def extra_repr(self) -> str:
+        """The transform and the options that differ from their defaults."""
+        return ", ".join(filter(None, [self.strict.scalar_map.name, super().extra_repr()]))
+
+
+def _copyable(transform: Transform) -> Transform:
+    """The transform as copies of a module take it along, without its memory of the last tensors."""
+    if isinstance(transform, ComposeTransform):
+        return ComposeTransform([_copyable(part) for part in transform.parts])
+    try:
+        found = cast(Transform, transform.with_cache(0))
+        copy.deepcopy(found).bijective  # noqa: B018 (the copy of an inverse has lost its transform)
+    except (AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"map: expected a transform that can be copied, without .inv and with cache_size=0, "
+            f"got {transform}"
+        ) from error
+    return found
 
 
 def parse(map: object, options: Mapping[str, Any]) -> NegativeDiagonal:
@@ -28,32 +74,29 @@ def parse(map: object, options: Mapping[str, Any]) -> NegativeDiagonal:
     if isinstance(chosen, Transform):
         _check_known(TransformDiagonal, options)
         return TransformDiagonal(chosen, **options)
-    if isinstance(chosen, NegativeDiagonal):
-        _check_known(type(chosen), options)
-        shared = {"margin", *OptionsDict.__annotations__}
-        clash = Options(**{k: v for k, v in options.items() if k in shared}).changed()
-        clash |= {k: v for k, v in options.items() if k not in shared}
-        if clash:
-            shown = ", ".join(f"{name}={value!r}" for name, value in clash.items())
-            raise ValueError(
-                f"map: expected an instance to bring its own options, got {shown} "
-                f"beside {type(chosen).__name__}({chosen.extra_repr()})"
-            )
-        return chosen
-    raise TypeError(
-        f"map: expected one of {', '.join(READY)}, a NegativeDiagonal class or instance, or a "
-        f"torch.distributions Transform, got {map!r}"
-    )
+    if not isinstance(chosen, NegativeDiagonal):
+        raise TypeError(
+            f"map: expected one of {', '.join(READY)}, a NegativeDiagonal class or instance, or a "
+            f"torch.distributions Transform, got {map!r}"
+        )
+    _check_known(type(chosen), options)
+    others = {k: v for k, v in options.items() if k not in Options.__dataclass_fields__}
+    clash = Options(**{k: v for k, v in options.items() if k not in others}).changed() | others
+    if clash:
+        shown = ", ".join(f"{name}={value!r}" for name, value in clash.items())
+        raise ValueError(
+            f"map: expected an instance to bring its own options, got {shown} "
+            f"beside {type(chosen).__name__}({chosen.extra_repr()})"
+        )
+    return chosen
 
 
 def _check_known(cls: type[NegativeDiagonal], options: Mapping[str, object]) -> None:
     """Refuses options that no constructor of ``cls`` names."""
     known: dict[str, None] = {}
-    for base in cls.__mro__:
+    for base in cls.__mro__[: cls.__mro__.index(NegativeDiagonal) + 1]:
         parameters = inspect.signature(base).parameters if "__init__" in vars(base) else {}
         known |= dict.fromkeys(name for name, p in parameters.items() if p.kind in _NAMED)
-        if base is NegativeDiagonal:
-            break
     for name in options.keys() - known.keys():
         raise TypeError(
             f"{name}: expected an option of {cls.__name__}, which are {', '.join(known)}, got "
