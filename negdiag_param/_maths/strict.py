@@ -51,12 +51,7 @@ class ScalarMap(ABC):
 
 
 class StrictMap:
-    """A scalar map held within what the dtype that stores the result can represent.
-
-    Args:
-        scalar_map: the map.
-        margin: the result is at most ``-margin``.
-    """
+    """A scalar map, at most ``-margin`` and within what the dtype of the result can represent."""
 
     def __init__(self, scalar_map: ScalarMap, margin: float) -> None:
         self.scalar_map = scalar_map

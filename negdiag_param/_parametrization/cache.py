@@ -18,6 +18,24 @@ class _Entry(NamedTuple):
     weight: Tensor
     weight_version: int
 
+    def holds_for(self, sources: Sequence[Tensor]) -> bool:
+        """Whether the weight is still what ``sources`` give, and may be returned here."""
+        compared = zip(self.sources, sources, self.states, strict=False)
+        return (
+            self.steps == STEPS.count()
+            and len(self.sources) == len(sources)
+            and all(
+                known is source and state == _state(source) for known, source, state in compared
+            )
+            and self.weight_version == _private.version(self.weight)
+            # With gradients enabled, a weight without them will not do for sources with them.
+            and (
+                self.weight.requires_grad
+                or not torch.is_grad_enabled()
+                or not any(source.requires_grad for source in sources)
+            )
+        )
+
 
 class WeightCache:
     """At most one weight, with the tensors it was computed from. A copy or a pickle is empty."""
@@ -40,9 +58,9 @@ class WeightCache:
         """The weight that ``compute`` makes of ``sources``, which ``holder`` holds."""
         if torch.jit.is_tracing() or _private.dispatch_mode_active():
             return compute()  # a trace would keep what is known already as a constant
-        weight = self._fresh(sources)
-        if weight is not None:
-            return weight
+        entry = self._entry  # read once: another thread may drop it
+        if entry is not None and entry.holds_for(sources):
+            return entry.weight
         if (
             _private.is_managed_by_fsdp(holder)
             or _private.is_exporting()
@@ -51,28 +69,6 @@ class WeightCache:
             or any(type(t) not in (Tensor, nn.Parameter) or t.is_inference() for t in sources)
         ):
             return compute()
-        return self._filled(sources, compute)
-
-    def _fresh(self, sources: Sequence[Tensor]) -> Tensor | None:
-        """The weight, if it is still what ``sources`` give, and may stand for it here.
-
-        With gradients enabled only a weight that carries them may.
-        """
-        entry = self._entry  # read once: another thread may drop it
-        if entry is None or entry.steps != STEPS.count() or len(entry.sources) != len(sources):
-            return None
-        for known, source, state in zip(entry.sources, sources, entry.states, strict=True):
-            if known is not source or state != _state(source):
-                return None
-        weight = entry.weight
-        if entry.weight_version != _private.version(weight):
-            return None
-        if weight.requires_grad or not torch.is_grad_enabled():
-            return weight
-        return None if any(source.requires_grad for source in sources) else weight
-
-    def _filled(self, sources: Sequence[Tensor], compute: Callable[[], Tensor]) -> Tensor:
-        """Computes the weight and keeps it."""
         STEPS.watch()
         # The states are taken before the tensors are read: if another thread writes in between,
         # the entry is stale from the start and the next reader makes its own.
@@ -82,11 +78,10 @@ class WeightCache:
         with_grad = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.set_grad_enabled(with_grad):
             weight = compute()
-        # But for buffers: other parametrizations may write to theirs, as spectral_norm does.
-        states = [
-            state if isinstance(source, nn.Parameter) else _state(source)
-            for source, state in zip(sources, states, strict=True)
-        ]
+        for i, source in enumerate(sources):
+            # Other parametrizations may write to their buffers meanwhile, as spectral_norm does.
+            if not isinstance(source, nn.Parameter):
+                states[i] = _state(source)
         version = _private.version(weight)
         self._entry = _Entry(tuple(sources), states, storages, steps, weight, version)
         return weight

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from typing_extensions import override
 
 from negdiag_param._maths.limits import Limits
 from negdiag_param._maths.strict import ScalarMap
@@ -25,12 +24,10 @@ class OwnMap(ScalarMap):
         self._functions = functions
         self.name = type(functions).__name__
 
-    @override
     def value(self, x: Tensor, limits: Limits) -> Tensor:
         image: Tensor = self._functions.map(x)
         return image - limits.margin
 
-    @override
     def inverse(self, value: Tensor, limits: Limits) -> Tensor:
         """A finite ``x`` that maps to the feasible ``value``."""
         self._try_map(value)
@@ -51,7 +48,6 @@ class OwnMap(ScalarMap):
             )
         return x
 
-    @override
     def sampled(self) -> tuple[float, ...]:
         """Values of the map; empty if it cannot be tried on the CPU."""
         with torch.no_grad(), suppress(Exception):

@@ -9,7 +9,7 @@ from math import log, sqrt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from typing_extensions import Unpack, override
+from typing_extensions import Unpack
 
 from negdiag_param import _private
 from negdiag_param._maths.limits import Limits
@@ -22,15 +22,12 @@ class _Clamp(ScalarMap):
     name = "clamp"
     is_projection = True
 
-    @override
     def value(self, x: Tensor, limits: Limits) -> Tensor:
         return x.clamp(max=limits.bound)
 
-    @override
     def inverse(self, value: Tensor, limits: Limits) -> Tensor:
         return value.clamp(max=limits.bound)
 
-    @override
     def smooth(self, x: Tensor, limits: Limits) -> Tensor:
         return x  # also beyond the bound, where an entry would be stuck otherwise
 
@@ -79,11 +76,9 @@ class ClampDiagonal(NegativeDiagonal):
 class _Exp(ScalarMap):
     name = "exp"
 
-    @override
     def value(self, x: Tensor, limits: Limits) -> Tensor:
         return lowered(x.exp().neg(), limits)
 
-    @override
     def smooth(self, x: Tensor, limits: Limits) -> Tensor:
         # Beyond the steepest slope the map goes on as a straight line. Only the slope of that
         # line counts; its value, which could overflow, is taken out.
@@ -91,7 +86,6 @@ class _Exp(ScalarMap):
         beyond = (x - corner).relu()
         return -x.clamp(max=corner).exp() - limits.steepest * (beyond - beyond.detach())
 
-    @override
     def value_and_slope(self, x: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
         # The slope is not value + margin, which is inexact where the margin is the larger part.
         value = x.exp().neg_()
@@ -130,7 +124,6 @@ class _Softplus(ScalarMap):
         self.beta = beta
         self.constants = {} if beta == 1 else {"beta": beta}
 
-    @override
     def value(self, x: Tensor, limits: Limits) -> Tensor:
         if _private.is_exporting() or torch.onnx.is_in_onnx_export():
             # ONNX has an exact softplus, but no log1p.
@@ -139,12 +132,10 @@ class _Softplus(ScalarMap):
             value = self._minus_softplus(x)
         return lowered(value, limits)
 
-    @override
     def smooth(self, x: Tensor, limits: Limits) -> Tensor:
         # log(1 + exp(x)) = max(x, 0) + log(1 + exp(-|x|)), where no derivative overflows
         return -x.relu() - (self.beta * minus_abs(x)).exp().log1p() / self.beta
 
-    @override
     def value_and_slope(self, x: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
         value = self._minus_softplus(x)
         if torch.compiler.is_compiling():  # whose expm1 cancels near zero
@@ -208,12 +199,10 @@ class _Square(ScalarMap):
     name = "square"
     is_even = True
 
-    @override
     def value(self, x: Tensor, limits: Limits) -> Tensor:
         a = -minus_abs(x) if x.requires_grad else x.abs()
         return lowered(torch.rsub(a, -_LEAST) * a, limits)
 
-    @override
     def smooth(self, x: Tensor, limits: Limits) -> Tensor:
         # Beyond the corner the map goes on as a straight line, of which only the slope counts.
         corner = _corner(limits)
@@ -223,7 +212,6 @@ class _Square(ScalarMap):
         line = (2.0 * corner + _LEAST) * (beyond - beyond.detach())
         return torch.rsub(a, -_LEAST) * a + line
 
-    @override
     def value_and_slope(self, x: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
         a = x.abs()
         value = torch.rsub(a, -_LEAST).mul_(a)
@@ -267,21 +255,17 @@ class NegSquareDiagonal(NegativeDiagonal):
 class _SignFlip(ScalarMap):
     name = "sign_flip"
 
-    @override
     def value(self, x: Tensor, limits: Limits) -> Tensor:
         if not limits.margin:
             return x.abs().neg()
         return torch.where(x > limits.bound, -2.0 * limits.margin - x, x)
 
-    @override
     def inverse(self, value: Tensor, limits: Limits) -> Tensor:
         return value
 
-    @override
     def value_and_slope(self, x: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
         return self.value(x, limits), torch.where(self._is_reflected(x, limits), -1.0, 1.0)
 
-    @override
     def smooth(self, x: Tensor, limits: Limits) -> Tensor:
         return torch.where(self._is_reflected(x, limits), -x, x)
 
@@ -327,10 +311,5 @@ def minus_abs(x: Tensor) -> Tensor:
     return torch.where(x > 0, -x, x)
 
 
-READY: dict[str, type[NegativeDiagonal]] = {
-    "clamp": ClampDiagonal,
-    "exp": NegExpDiagonal,
-    "softplus": NegSoftplusDiagonal,
-    "square": NegSquareDiagonal,
-    "sign_flip": SignFlipDiagonal,
-}
+_CLASSES = ClampDiagonal, NegExpDiagonal, NegSoftplusDiagonal, NegSquareDiagonal, SignFlipDiagonal
+READY: dict[str, type[NegativeDiagonal]] = {cls.scalar_map.name: cls for cls in _CLASSES}

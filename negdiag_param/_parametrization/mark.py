@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from negdiag_param._maths.strict import ScalarMap
+from negdiag_param._parametrization.invert import summary
 from negdiag_param._parametrization.options import Options
 from negdiag_param._private import has_values
 
@@ -54,9 +55,7 @@ def mismatch(mark: object, expected: Meaning) -> str | None:
     if not (isinstance(mark, Tensor) and mark.ndim == 1 and mark.layout == torch.strided) or (
         mark.is_complex() or mark.is_quantized
     ):
-        what = repr(mark)
-        if isinstance(mark, Tensor):
-            what = f"shape {tuple(mark.shape)}, {mark.dtype}"
+        what = summary(mark) if isinstance(mark, Tensor) else repr(mark)
         return f"expected the mark of {expected}, a tensor of shape ({_LENGTH},), found {what}"
     if not has_values(mark):
         return None  # it says nothing
@@ -80,5 +79,5 @@ def _agree(found: tuple[float, ...], expected: tuple[float, ...]) -> bool:
     if not found or not expected:
         return True  # of a map that cannot be tried out
     pairs = zip(found, expected, strict=False)
-    close = all(math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-12) for a, b in pairs)
-    return close and len(found) == len(expected)
+    close = (math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-12) for a, b in pairs)
+    return len(found) == len(expected) and all(close)

@@ -34,12 +34,7 @@ class MapOptionsDict(OptionsDict, total=False):
 
 @dataclass(frozen=True)
 class Options:
-    """The options of :class:`NegativeDiagonal`, which says what they mean.
-
-    Raises:
-        TypeError: if one is of the wrong type.
-        ValueError: if one is out of its range.
-    """
+    """The options of :class:`NegativeDiagonal`, which says what they mean, checked."""
 
     margin: float = 0.0
     dims: tuple[int, ...] | None = None

@@ -160,11 +160,7 @@ class NegativeDiagonal(nn.Module):
 
     @override
     def set_extra_state(self, state: object) -> None:
-        """Refuses a state that was written under another map.
-
-        Raises:
-            ValueError: if ``state`` was not written by a parametrization like this one.
-        """
+        """Raises a ValueError if ``state`` was written under another map."""
         difference = mark.mismatch(state, self._meaning())
         if difference:
             raise ValueError(f"{self.record.name}: {difference}")
