@@ -117,15 +117,15 @@ class StrictMap:
             low, high = (torch.full_like(entries, end) for end in (limits.lowest, highest))
             return bisection.nearest(self.value, entries, low, high)
         original = start.to(entries.dtype)
-        if torch.equal(self.value(original), entries):
+        missed = self.value(original) != entries
+        if not missed.any():
             return original
         # The inverse is exact but for rounding: of x, of the value, or of what is between them.
         eps = torch.finfo(entries.dtype).eps
         reach = 64 * eps * (1 + start.abs() + widened(entries).abs() / self._steepness(start))
         low, high = ((start + side * reach).to(entries.dtype) for side in (-1, 1))
         found = bisection.nearest(self.value, entries, low, high)
-        reached: Tensor = self.value(found) == entries
-        return torch.where(reached, found, original)
+        return torch.where(missed & (self.value(found) == entries), found, original)
 
     def _steepness(self, x: Tensor) -> Tensor:
         """The size of the slope by difference, roughly, and never zero."""
