@@ -13,7 +13,11 @@ from tests.support.tables import NAMED, Layer, every_layer_once_every_map_somewh
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.integration("onnxscript"),
+    pytest.mark.filterwarnings("ignore"),
+]
 NAMES = (
     "linear",
     "linear_tall",

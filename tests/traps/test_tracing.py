@@ -12,6 +12,7 @@ from tests.traps.naive import Naive, feasible, naive
 
 
 @pytest.mark.slow
+@pytest.mark.integration("onnx", "onnxruntime")
 def test_the_legacy_onnx_exporter_drops_the_map():
     """Trap: an in-place write to the diagonal is not in the exported graph."""
     import onnxruntime
