@@ -2,7 +2,10 @@
 
 import os
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
+
+import pytest
 
 
 def pytest_configure() -> None:
@@ -16,3 +19,13 @@ def pytest_configure() -> None:
     level = torch.backends.cpu.get_cpu_capability()
     cache = Path(tempfile.gettempdir(), f"negdiag_param-inductor-{torch.__version__}-{level}")
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips ``integration`` tests whose packages are not installed."""
+    for item in items:
+        for mark in item.iter_markers("integration"):
+            for package in mark.args:
+                if find_spec(package) is None:
+                    reason = f"{package} is not installed, but with the extra `integration`"
+                    item.add_marker(pytest.mark.skip(reason=reason))

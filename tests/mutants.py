@@ -1,6 +1,6 @@
 """Breaks the package, one operator at a time, and sees which tests notice.
 
-``python -m tests.mutants [--sample N] [--seed S] [--processes P] [--only TEXT] [room ...]``
+``python -m tests.mutants [--sample N] [--seed S] [--processes P] [--only TEXT] [storey ...]``
 
 A mutant is what cosmic-ray makes of one operator, number or decorator in one file; of the many that
 it offers for one place, one is drawn. What only changes an annotation is none. The tests run in
@@ -33,33 +33,20 @@ from cosmic_ray.plugins import get_operator, operator_names
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "negdiag_param"
-FIRST = ("test_forms", "test_strict", "test_round_trips", "test_geometry")
 APART = ("harness", "lightning", "accelerate", "script")  # of PyTorch's and others' own
 RANKS = ["tests/ranks", *(f"--ignore=tests/ranks/test_{name}.py" for name in APART)]
+FOLDERS = ("maths", "doors", "life", "bad_input", "tracing", "wrappers")
+QUICK = [f"tests/{name}" for name in FOLDERS]
 SLOW = [*RANKS, "tests/wrappers"]
-STAGES = {
-    "_maths": (
-        [f"tests/maths/{name}.py" for name in FIRST],
-        ["tests/maths"],
-        ["tests/doors", "tests/bad_input", "tests/tracing", "tests/life"],
-    ),
-    "_life": (
-        ["tests/life", "tests/doors"],
-        ["tests/bad_input", "tests/wrappers", "tests/traps", "tests/tracing"],
-        SLOW,
-    ),
-    "_doors": (
-        ["tests/doors", "tests/bad_input"],
-        ["tests/life", "tests/wrappers", "tests/traps", "tests/tracing"],
-        SLOW,
-    ),
-    "_ranks": (
-        ["tests/maths/test_shards.py"],
-        ["tests/ranks/test_geometry.py", "tests/ranks/test_placements.py"],
-        RANKS,
-        ["tests/maths", "tests/doors", "tests/life"],
-    ),
+# By the beginning of a storey's name: what is likely to notice, which runs before all the others.
+LIKELIEST = {
+    "_maths": [["tests/maths"]],
+    "_parametrization": [["tests/maths", "tests/life"]],
+    "_life": [["tests/life", "tests/doors"]],
+    "_doors": [["tests/doors", "tests/bad_input"]],
+    "_ranks": [["tests/maths/test_shards.py"], RANKS],
 }
+DEMO = "_demo"
 IMPORTED = ("pytest", "torch", "torch._dynamo", "torch.distributed.fsdp", "torch.export")
 PATIENCE = 900.0  # seconds; what is still running then is taken for a loop without end
 SAYS_NOTHING = {"override", "abstractmethod", "overload", "final"}
@@ -129,6 +116,14 @@ def mutants(path: Path, draw: random.Random) -> Iterator[Mutant]:
                 break
 
 
+def stages(storey: str) -> list[list[str]]:
+    """What to run, one after the other."""
+    if storey == DEMO:
+        return [["tests/demo"]]
+    first = [tests for name in LIKELIEST if storey.startswith(name) for tests in LIKELIEST[name]]
+    return [*first, QUICK, SLOW]
+
+
 def stage(tree: Path, arguments: list[str]) -> int:
     """How the tests ended, run from the copy ``tree`` in a child of this process."""
     if child := os.fork():
@@ -176,20 +171,22 @@ def survives(folder: Path, mutant: Mutant) -> bool:
     original = file.read_text()
     file.write_text(mutant.code)
     try:
-        stages = STAGES[mutant.path.parts[1]]
-        return all(stage(tree, tests) == 0 for tests in stages)
+        return all(stage(tree, tests) == 0 for tests in stages(mutant.path.parts[1]))
     finally:
         file.write_text(original)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("rooms", nargs="*", default=list(STAGES))
-    parser.add_argument("--sample", type=int, help="mutants to draw of each room")
+    storeys = sorted(path.parent.name for path in ROOT.glob(f"{PACKAGE}/*/__init__.py"))
+    parser.add_argument("storeys", nargs="*", default=storeys)
+    parser.add_argument("--sample", type=int, help="mutants to draw of each storey")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--only", default="", help="files with this in their names")
     options = parser.parse_args()
+    if unknown := sorted({*options.storeys} - {*storeys}):
+        parser.error(f"expected some of {', '.join(storeys)}, got {', '.join(unknown)}")
     for name in IMPORTED:
         torch = importlib.import_module(name.partition(".")[0])
         importlib.import_module(name)
@@ -200,13 +197,13 @@ def main() -> None:
         ProcessPoolExecutor(options.processes, multiprocessing.get_context("fork")) as pool,
     ):
         tried = functools.partial(survives, Path(folder))
-        for room in options.rooms:
+        for storey in options.storeys:
             draw = random.Random(options.seed)
-            files = sorted((ROOT / PACKAGE / room).glob("*.py"))
+            files = sorted((ROOT / PACKAGE / storey).glob("*.py"))
             paths = [path for path in files if options.only in path.name]
             whole = Mutant(paths[0].relative_to(ROOT), "none", (0, 0), paths[0].read_text())
             if not pool.submit(tried, whole).result():
-                sys.exit(f"the tests of {room} fail on the package as it is")
+                sys.exit(f"the tests of {storey} fail on the package as it is")
             drawn = [m for path in paths for m in mutants(path.relative_to(ROOT), draw)]
             places = len(drawn)
             if options.sample and options.sample < places:
@@ -217,7 +214,7 @@ def main() -> None:
                 place = f"{mutant.path}:{mutant.position[0]}"
                 print(f"{place} survives\n{mutant.difference}" if survived else place, flush=True)
             killed = len(drawn) - left
-            print(f"{room}: {killed} of {len(drawn)} killed, drawn from {places}", flush=True)
+            print(f"{storey}: {killed} of {len(drawn)} killed, drawn from {places}", flush=True)
 
 
 if __name__ == "__main__":

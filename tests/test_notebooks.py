@@ -9,11 +9,10 @@ import re
 import pytest
 
 pytest.importorskip("nbformat")
-pytest.importorskip("nbclient")
-pytest.importorskip("ipykernel")
 
 from tests import notebooks
 
+pytestmark = pytest.mark.integration("nbclient", "ipykernel")
 every_notebook = pytest.mark.parametrize("path", notebooks.NOTEBOOKS, ids=lambda path: path.stem)
 # What depends on the machine, or on the day.
 STRAY = re.compile(r"0x[0-9a-f]{6,}|/(home|tmp|usr|work|root)/|site-packages|\bwarning", re.I)

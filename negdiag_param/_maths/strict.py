@@ -102,7 +102,8 @@ class StrictMap:
             low, high = (torch.full_like(entries, end) for end in (limits.lowest, highest))
             return bisection.nearest(self.value, entries, low, high)
         original = start.to(entries.dtype)
-        if torch.equal(self.value(original), entries):
+        missed = self.value(original) != entries
+        if not missed.any():
             return original
         # The inverse is exact but for rounding: of x, of the value, or of what is between them,
         # which is as much of x as the slope, roughly and never zero, makes it.
@@ -113,4 +114,4 @@ class StrictMap:
         reach = 64 * eps * (1 + start.abs() + widened(entries).abs() / slope)
         low, high = ((start + side * reach).to(entries.dtype) for side in (-1, 1))
         nearest = bisection.nearest(self.value, entries, low, high)
-        return torch.where(torch.eq(self.value(nearest), entries), nearest, original)
+        return torch.where(missed & (self.value(nearest) == entries), nearest, original)

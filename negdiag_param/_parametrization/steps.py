@@ -8,8 +8,8 @@ gradient descent.
 from collections.abc import Callable, Iterable
 from functools import cached_property, lru_cache
 from threading import Lock
-from typing import Any
-from weakref import WeakSet, ref
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 import torch
 from torch import Tensor, nn
@@ -61,24 +61,33 @@ class Homes(Links[ParametrizationList]):
         _PROJECTIONS.add(self)
 
 
+class _Plan(NamedTuple):
+    """Which parameters of an optimizer are originals, by their places, and of which lists."""
+
+    parameters: list[int]
+    originals: dict[int, "ref[ParametrizationList]"]
+
+
 class _Projections:
-    """Projects originals after the step of the optimizer that trains them."""
+    """Projects originals after the step of the optimizer that trains them.
+
+    There are no weak references to parameters, which PyTorch would not swap then.
+    """
 
     def __init__(self) -> None:
         self._homes: WeakSet[Homes] = WeakSet()
         self._lock = Lock()
-        # By the id of a parameter: the parameter, and the list that it is the original of, if any.
-        self._known: dict[int, tuple[ref[Tensor], ref[ParametrizationList] | None]] = {}
-        self._shapes: set[torch.Size] = set()  # of all originals
-        self._looked_up = 0
-        self._is_current = True
+        self._plans: WeakKeyDictionary[Optimizer, _Plan] = WeakKeyDictionary()
+        self._lists: dict[int, ref[ParametrizationList]] = {}  # by the id of the original
+        self._shapes: set[torch.Size] = set()  # of originals
 
     def add(self, homes: Homes) -> None:
         """From now on, the originals of these lists are projected."""
         self._install()
         with self._lock:
             self._homes.add(homes)
-            self._is_current = False
+            self._plans.clear()
+            self._lists.clear()
 
     @lru_cache  # noqa: B019 (there is a single instance)
     def _install(self) -> None:
@@ -97,43 +106,42 @@ class _Projections:
 
     def _project(self, optimizer: Optimizer) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        # Originals may be replaced where nobody tells, as loading with assign=True does, so they
-        # are looked for again: at the first step of a parameter, and then not more often than
-        # parameters are looked up. With an optimizer for each parameter, doing it at every step
-        # would cost the square of their number.
-        self._looked_up += len(parameters)
-        is_due = not self._is_current or self._looked_up >= len(self._homes)
-        if is_due or any(map(self._is_new, parameters)):
-            self._search(parameters)
+        plan = self._plans.get(optimizer)
+        if plan is None or plan.parameters != [*map(id, parameters)]:
+            with self._lock:
+                plan = _Plan([*map(id, parameters)], self._originals(parameters))
+                self._plans[optimizer] = plan
         with torch.no_grad():
-            for parameter in parameters:
-                home = self._known.get(id(parameter), (None, None))[1]
-                found = None if home is None else home()
-                if found is not None and own_parameters(found).get("original") is parameter:
-                    _project(own_modules(found).get("0"), parameter)
+            for place, found in plan.originals.items():
+                home = found()
+                if home is not None and _original(found) is parameters[place]:
+                    _project(own_modules(home).get("0"), parameters[place])
 
-    def _is_new(self, parameter: Tensor) -> bool:
-        known = self._known.get(id(parameter))
-        is_known = known is not None and known[0]() is parameter
-        return not is_known and parameter.shape in self._shapes
+    def _originals(self, parameters: list[Tensor]) -> dict[int, "ref[ParametrizationList]"]:
+        found = self._known(parameters)
+        others = [p for place, p in enumerate(parameters) if place not in found]
+        # An optimizer for each parameter shall not search through all originals each time. But
+        # some are not seen by a search: fully_shard has gathered tensors in their place while
+        # those of other layers make their step during the backward pass.
+        if not self._lists or any(p.shape in self._shapes for p in others):
+            self._search()
+            found = self._known(parameters)
+        return found
 
-    def _search(self, parameters: list[Tensor]) -> None:
-        with self._lock:
-            self._looked_up, self._is_current = 0, True
-            homes = [each for homes in self._homes for each in homes]
-            pairs = [(own_parameters(home).get("original"), home) for home in homes]
-            found = [(original, home) for original, home in pairs if original is not None]
-            self._shapes = {original.shape for original, _ in found}
-            # Those known before stay: during a backward pass, fully_shard has gathered tensors in
-            # the place of the originals of some layers while others make their step.
-            alive = {key: known for key, known in self._known.items() if known[0]() is not None}
-            seen = {id(p): (ref(p, self._outdate), None) for p in parameters}
-            self._known = seen | alive
-            for original, home in found:
-                self._known[id(original)] = ref(original, self._outdate), ref(home)
+    def _known(self, parameters: list[Tensor]) -> dict[int, "ref[ParametrizationList]"]:
+        lists = enumerate(self._lists.get(id(p)) for p in parameters)
+        return {i: found for i, found in lists if found and _original(found) is parameters[i]}
 
-    def _outdate(self, _: object) -> None:
-        self._is_current = False
+    def _search(self) -> None:
+        lists = [ref(each) for homes in self._homes for each in homes]
+        found = [(original, each) for each in lists if (original := _original(each)) is not None]
+        self._lists = {id(original): each for original, each in found}
+        self._shapes = {original.shape for original, _ in found}
+
+
+def _original(found: "ref[ParametrizationList]") -> Tensor | None:
+    home = found()
+    return None if home is None else own_parameters(home).get("original")
 
 
 def _project(parametrization: Any, original: Any) -> None:

@@ -40,8 +40,8 @@ def together(tensors: Iterable[Tensor], name: str) -> Iterator[None]:
         yield
     except Exception as error:
         reason = error
-    said = exchanged(f"{type(reason).__name__}: {reason}" if reason else "", tensors)
-    if reason:
+    said = exchanged(f"{type(reason).__name__}: {reason}" if reason is not None else "", tensors)
+    if reason is not None:
         raise reason
     for rank, text in sorted(said.items()):
         if text:

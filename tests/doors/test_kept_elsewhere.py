@@ -38,9 +38,11 @@ def test_recurrent_layers_are_no_case_of_it(recurrent):
     register_negative_diagonal(layer, "weight_hh_l0")
 
 
+@pytest.mark.integration("ncps")
 @pytest.mark.filterwarnings("ignore")
 def test_liquid_networks():
-    ncps = pytest.importorskip("ncps.torch")
-    network = ncps.LTC(4, 5)
+    from ncps.torch import LTC
+
+    network = LTC(4, 5)
     with pytest.raises(ValueError, match=r"rnn_cell\.sigma: .* in self\._params\['sigma'\]"):
         register_negative_diagonal(network, "rnn_cell.sigma")

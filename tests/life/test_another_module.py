@@ -4,6 +4,7 @@ import copy
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from negdiag_param import plain_state_dict, register_negative_diagonal
+from negdiag_param import negative_diagonals, plain_state_dict, register_negative_diagonal
 from tests.support.asserts import (
     assert_alive,
     assert_independent,
@@ -23,17 +24,9 @@ from tests.support.asserts import (
     value_of,
     weight_of,
 )
-from tests.support.tables import Layer, every_layer_once_every_map_somewhere
+from tests.support.tables import BUILT_IN, LAYERS, Layer, every_layer_once_every_map_somewhere
 
 Event = Callable[[Layer, nn.Module, Path], nn.Module]
-NAMES = ("linear", "conv2d_groups", "transposed1d", "gru", "lstm", "raw")
-COPIES: dict[str, Event] = {}
-
-
-def copies(event: Event) -> Event:
-    """Marks an event after which another module has the same weight."""
-    COPIES[event.__name__] = event
-    return event
 
 
 def twin(layer: Layer, module: nn.Module) -> nn.Module:
@@ -44,30 +37,19 @@ def twin(layer: Layer, module: nn.Module) -> nn.Module:
     return other
 
 
-@copies
-def deepcopy(layer, module, path):
-    return copy.deepcopy(module)
+def revived(module: nn.Module) -> nn.Module:
+    return pickle.loads(pickle.dumps(module))
 
 
-@copies
-def deepcopy_of_a_deepcopy(layer, module, path):
-    return copy.deepcopy(copy.deepcopy(module))
+def after(run: Callable[[torch.Tensor], object], get: Callable[[nn.Module], nn.Module]) -> Event:
+    def event(layer, module, path):
+        run(layer.run(module))
+        return get(module)
+
+    return event
 
 
-@copies
-def deepcopy_after_a_forward_pass(layer, module, path):
-    layer.run(module)
-    return copy.deepcopy(module)
-
-
-@copies
-def deepcopy_after_a_backward_pass(layer, module, path):
-    layer.run(module).sum().backward()
-    return copy.deepcopy(module)
-
-
-@copies
-def deepcopy_while_cached(layer, module, path):
+def copied_while_cached(layer, module, path):
     with parametrize.cached(), torch.no_grad():
         weight_of(layer, module)
         replica = copy.deepcopy(module)
@@ -77,94 +59,52 @@ def deepcopy_while_cached(layer, module, path):
     return replica
 
 
-@copies
-def averaged_model(layer, module, path):
-    averaged = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.5))
-    averaged.update_parameters(module)
-    averaged.update_parameters(module)
-    return averaged.module
+def averaged(layer, module, path):
+    average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.5))
+    average.update_parameters(module)
+    average.update_parameters(module)
+    return average.module
 
 
-@copies
-def pickled(layer, module, path):
-    return pickle.loads(pickle.dumps(module))
-
-
-@copies
-def pickled_after_a_forward_pass(layer, module, path):
-    layer.run(module)
-    return pickle.loads(pickle.dumps(module))
-
-
-@copies
-def saved_and_loaded_as_a_whole(layer, module, path):
+def saved_as_a_whole(layer, module, path):
     torch.save(module, path / "module.pt")
     return torch.load(path / "module.pt", weights_only=False)
 
 
-@copies
-def state_dict(layer, module, path):
-    torch.save(module.state_dict(), path / "state.pt")
-    other = twin(layer, module)
-    other.load_state_dict(torch.load(path / "state.pt", weights_only=True))
-    return other
+def through_a_file(state: dict[str, Any], path: Path) -> dict[str, Any]:
+    torch.save(state, path / "state.pt")
+    return torch.load(path / "state.pt", weights_only=True)
 
 
-@copies
-def state_dict_assigned(layer, module, path):
-    other = twin(layer, module)
-    other.load_state_dict(copy.deepcopy(module.state_dict()), assign=True)
-    return other
+def through_safetensors(state: dict[str, Any], path: Path) -> dict[str, Any]:
+    save_file(state, path / "state.safetensors")
+    return load_file(path / "state.safetensors")
 
 
-@copies
-def plain_checkpoint(layer, module, path):
-    other = twin(layer, module)
-    other.load_state_dict(stock_with(layer, module).state_dict())
-    return other
+def loading(
+    state_of: Callable[[Layer, nn.Module, Path], dict[str, Any]],
+    into: Callable[[nn.Module], nn.Module] = lambda module: module,
+    **how: bool,
+) -> Event:
+    def event(layer, module, path):
+        other = into(twin(layer, module))
+        other.load_state_dict(state_of(layer, module, path), **how)
+        return other
+
+    return event
 
 
-@copies
-def plain_checkpoint_assigned(layer, module, path):
-    other = twin(layer, module)
-    other.load_state_dict(stock_with(layer, module).state_dict(), assign=True)
-    return other
+def plain(layer: Layer, module: nn.Module, path: Path) -> dict[str, Any]:
+    return stock_with(layer, module).state_dict()
 
 
-@copies
-def plain_checkpoint_from_meta(layer, module, path):
-    other = twin(layer, module).to("meta")
-    other.load_state_dict(stock_with(layer, module).state_dict(), assign=True)
-    return other
-
-
-@copies
-def plain_state_dict_through_a_stock_module(layer, module, path):
+def plain_through_a_stock_module(layer, module, path):
     stock = layer.make()
     stock.load_state_dict(plain_state_dict(module), strict=True)
-    other = twin(layer, module)
-    other.load_state_dict(stock.state_dict(), strict=True)
-    return other
+    return stock.state_dict()
 
 
-@copies
-def safetensors(layer, module, path):
-    save_file(module.state_dict(), path / "state.safetensors")
-    other = twin(layer, module)
-    other.load_state_dict(load_file(path / "state.safetensors"))
-    return other
-
-
-@copies
-def safetensors_of_the_plain_state(layer, module, path):
-    save_file(plain_state_dict(module), path / "state.safetensors")
-    other = twin(layer, module)
-    other.load_state_dict(load_file(path / "state.safetensors"))
-    return other
-
-
-@copies
-def assignment(layer, module, path):
+def assigned(layer, module, path):
     other = twin(layer, module)
     with torch.no_grad():
         for name, parameter in stock_with(layer, module).named_parameters():
@@ -174,20 +114,109 @@ def assignment(layer, module, path):
     return other
 
 
-@copies
 def registered_from_a_stock_module(layer, module, path):
     template = parametrization_of(layer, module)
     return register_negative_diagonal(stock_with(layer, module), layer.tensor_name, map=template)
 
 
-@every_layer_once_every_map_somewhere(*NAMES, somewhere=("linear",))
-@pytest.mark.parametrize("event", COPIES)
+EVENTS: dict[str, Event] = {
+    "deepcopy": lambda layer, module, path: copy.deepcopy(module),
+    "deepcopy of a deepcopy": lambda layer, module, path: copy.deepcopy(copy.deepcopy(module)),
+    "deepcopy after forward": after(lambda output: None, copy.deepcopy),
+    "deepcopy after backward": after(lambda output: output.sum().backward(), copy.deepcopy),
+    "deepcopy while cached": copied_while_cached,
+    "averaged": averaged,
+    "pickle": lambda layer, module, path: revived(module),
+    "pickle after forward": after(lambda output: None, revived),
+    "saved as a whole": saved_as_a_whole,
+    "state": loading(lambda layer, module, path: through_a_file(module.state_dict(), path)),
+    "state, assigned": loading(
+        lambda layer, module, path: copy.deepcopy(module.state_dict()), assign=True
+    ),
+    "plain": loading(plain),
+    "plain, assigned": loading(plain, assign=True),
+    "plain, from meta": loading(plain, into=lambda module: module.to("meta"), assign=True),
+    "plain, through a stock module": loading(plain_through_a_stock_module),
+    "safetensors": loading(
+        lambda layer, module, path: through_safetensors(module.state_dict(), path)
+    ),
+    "safetensors, plain": loading(
+        lambda layer, module, path: through_safetensors(plain_state_dict(module), path)
+    ),
+    "assigned": assigned,
+    "registered from a stock module": registered_from_a_stock_module,
+}
+
+
+@every_layer_once_every_map_somewhere("linear", "lstm", "raw", somewhere=("linear",))
+@pytest.mark.parametrize("event", EVENTS)
 def test_another_module_gets_the_weight(event, map, layer, tmp_path):
     module = registered(layer, map)
     before = value_of(layer, module)
-    replica = COPIES[event](layer, module, tmp_path)
+    replica = EVENTS[event](layer, module, tmp_path)
     assert torch.equal(value_of(layer, module), before)
     torch.testing.assert_close(value_of(layer, replica), before)
     for alive in (replica, module):
         assert_alive(layer, alive)
     assert_independent(layer, module, replica)
+
+
+class WithSlots(nn.Linear):
+    __slots__ = ("note",)
+
+
+class WithState(nn.Linear):
+    def __getstate__(self):
+        return {**self.__dict__, "scratch": None}
+
+
+class WithOwnCopy(nn.Linear):
+    def __deepcopy__(self, memo):
+        replica = type(self)(self.in_features, self.out_features)
+        memo[id(self)] = replica
+        if parametrize.is_parametrized(self):
+            replica.parametrizations = copy.deepcopy(self.parametrizations, memo)
+            del replica._parameters["weight"]
+        replica.load_state_dict(self.state_dict())
+        replica.copies = getattr(self, "copies", 0) + 1
+        return replica
+
+
+def test_how_a_module_customises_its_copies_is_respected():
+    layer, slotted, stateful, own = LAYERS["linear"], WithSlots(4, 4), WithState(4, 4), WithOwnCopy
+    slotted.note, stateful.scratch = "kept", [1]
+    module = register_negative_diagonal(own(4, 4))
+    for each in (slotted, stateful):
+        register_negative_diagonal(each)
+    replica = copy.deepcopy(module)
+    assert copy.deepcopy(slotted).note == "kept"
+    assert revived(stateful).scratch is None
+    assert torch.equal(revived(stateful).weight, stateful.weight)
+    assert replica.copies == copy.deepcopy(own(4, 4)).copies == 1
+    assert_alive(layer, replica)
+    assert_independent(layer, module, replica)
+
+
+def test_copies_keep_what_is_shared_in_a_model():
+    encoder = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    model = nn.ModuleDict({"a": encoder, "b": encoder, "c": nn.Linear(4, 4)})
+    register_negative_diagonal(model, "*.weight")
+    replica = revived(copy.deepcopy(model))
+    assert replica["a"][0] is replica["b"][0]
+    assert replica["a"][0] is not model["a"][0]
+    assert len(list(negative_diagonals(replica))) == 2
+
+
+def test_a_shallow_copy_shares_the_original():
+    layer = register_negative_diagonal(nn.Linear(3, 3))
+    replica = copy.copy(layer)
+    assert replica.parametrizations.weight.original is layer.parametrizations.weight.original
+    assert torch.equal(replica.weight, layer.weight)
+
+
+def test_a_bare_class_copies_and_pickles_its_parametrization():
+    layer = nn.Linear(3, 3)
+    parametrize.register_parametrization(layer, "weight", BUILT_IN["exp"](infeasible="reflect"))
+    assert torch.equal(copy.deepcopy(layer).weight, layer.weight)
+    parametrization = pickle.loads(pickle.dumps(layer.parametrizations.weight[0]))
+    assert torch.equal(parametrization(layer.parametrizations.weight.original), layer.weight)

@@ -20,21 +20,19 @@ from tests.support.asserts import (
     value_of,
     weight_of,
 )
-from tests.support.tables import Layer, every_layer_once_every_map_somewhere
+from tests.support.tables import LAYERS, Layer, every_layer_once_every_map_somewhere
 
 Event = Callable[[Layer, nn.Module], nn.Module]
-NAMES = ("linear", "conv2d_groups", "transposed1d", "gru", "lstm", "raw")
-CHANGES: dict[str, Event] = {}
 
 
-def changes(event: Event) -> Event:
-    """Marks an event that the module itself goes through, with a new weight or its own."""
-    CHANGES[event.__name__] = event
-    return event
+def reset(layer, module):
+    before = value_of(layer, module)
+    module.reset_parameters()
+    assert not torch.equal(value_of(layer, module), before)
+    return module
 
 
-@changes
-def meta_then_to_empty_and_reset(layer, module):
+def reset_after_to_empty(layer, module):
     module.to("meta").to_empty(device="cpu")
     with torch.no_grad():
         for parameter in module.parameters():
@@ -43,58 +41,30 @@ def meta_then_to_empty_and_reset(layer, module):
     return module
 
 
-@changes
-def reset_parameters(layer, module):
-    before = value_of(layer, module)
-    module.reset_parameters()
-    assert not torch.equal(value_of(layer, module), before)
-    return module
-
-
-@changes
 def initialized(layer, module):
     init_(module, layer.tensor_name, nn.init.constant_, 0.5)
     assert value_of(layer, module).abs().allclose(torch.tensor(0.5))
     return module
 
 
-@changes
 def train_and_eval(layer, module):
     before = layer.run(module)
     torch.testing.assert_close(layer.run(module.eval()), before)
     return module.train()
 
 
-@changes
-def to_double(layer, module):
-    before = value_of(layer, module)
-    module.to(torch.float64)
-    assert weight_of(layer, module).dtype == torch.float64
-    torch.testing.assert_close(value_of(layer, module).float(), before)
-    return module
+def cast(dtype: torch.dtype, **tolerance: float) -> Event:
+    def event(layer, module):
+        before = value_of(layer, module)
+        module.to(dtype)
+        assert weight_of(layer, module).dtype == dtype
+        assert_negative(diagonal_of(layer, module))
+        torch.testing.assert_close(value_of(layer, module).float(), before, **tolerance)
+        return module if dtype.itemsize > 2 else module.float()
+
+    return event
 
 
-@changes
-def bfloat16_and_back(layer, module):
-    before = value_of(layer, module)
-    module.bfloat16()
-    assert weight_of(layer, module).dtype == torch.bfloat16
-    assert_negative(diagonal_of(layer, module))
-    torch.testing.assert_close(value_of(layer, module).float(), before, rtol=0.05, atol=0.01)
-    return module.float()
-
-
-@changes
-def half_and_back(layer, module):
-    before = value_of(layer, module)
-    module.half()
-    assert weight_of(layer, module).dtype == torch.float16
-    assert_negative(diagonal_of(layer, module))
-    torch.testing.assert_close(value_of(layer, module).float(), before, rtol=0.01, atol=0.01)
-    return module.float()
-
-
-@changes
 def removed_and_registered_again(layer, module):
     before = value_of(layer, module)
     template = parametrization_of(layer, module)
@@ -104,7 +74,6 @@ def removed_and_registered_again(layer, module):
     return module
 
 
-@changes
 def copy_removed(layer, module):
     before = value_of(layer, module)
     baked = remove_negative_diagonal(copy.deepcopy(module), layer.tensor_name)
@@ -113,44 +82,36 @@ def copy_removed(layer, module):
     return module
 
 
-@changes
-def original_of_a_copy_removed(layer, module):
+def removed_behind_a_copy(layer, module):
     replica = copy.deepcopy(module)
     remove_negative_diagonal(module, layer.tensor_name)
     return replica
 
 
-@changes
-def functional_call_with_another_original(layer, module):
-    key = f"parametrizations.{layer.tensor_name}.original"
+def called_with_another_original(layer, module):
+    class Call(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = module
+
+        def forward(self, x):
+            key = f"parametrizations.{layer.tensor_name}.original"
+            return functional_call(module, {key: other}, (x,))
+
     other = original_of(layer, module).detach() - 1
+    replica = copy.deepcopy(module)
     with torch.no_grad():
-        found = functional_call_output(layer, module, {key: other})
-        replica = copy.deepcopy(module)
         original_of(layer, replica).copy_(other)
-        torch.testing.assert_close(found, layer.run(replica))
+        torch.testing.assert_close(layer.run(Call()), layer.run(replica))
     return module
 
 
-def functional_call_output(layer, module, tensors):
-    class Call(nn.Module):
-        def parameters(self):
-            return module.parameters()
-
-        def forward(self, x):
-            return functional_call(module, tensors, (x,))
-
-    return layer.run(Call())
-
-
-@changes
 def frozen_and_thawed(layer, module):
     module.requires_grad_(False)
     assert not weight_of(layer, module).requires_grad
     return module.requires_grad_(True)
 
 
-@changes
 def shared_memory(layer, module):
     before = value_of(layer, module)
     module.share_memory()
@@ -159,14 +120,52 @@ def shared_memory(layer, module):
     return module
 
 
-@pytest.mark.parametrize("event", CHANGES)
-@every_layer_once_every_map_somewhere(*NAMES, somewhere=("linear",))
+EVENTS: dict[str, Event] = {
+    "reset": reset,
+    "reset after to_empty": reset_after_to_empty,
+    "initialized": initialized,
+    "train and eval": train_and_eval,
+    "to double": cast(torch.float64),
+    "bfloat16 and back": cast(torch.bfloat16, rtol=0.05, atol=0.01),
+    "half and back": cast(torch.float16, rtol=0.01, atol=0.01),
+    "removed and registered again": removed_and_registered_again,
+    "copy removed": copy_removed,
+    "removed behind a copy": removed_behind_a_copy,
+    "called with another original": called_with_another_original,
+    "frozen and thawed": frozen_and_thawed,
+    "shared memory": shared_memory,
+}
+
+
+@pytest.mark.parametrize("event", EVENTS)
+@every_layer_once_every_map_somewhere("linear", "conv2d_groups", "lstm", somewhere=("linear",))
 def test_the_module_lives_on(event, layer, map):
     bystander = registered(layer, map)
-    if "reset" in event and not hasattr(bystander, "reset_parameters"):
-        pytest.skip("nothing to reset")
     before = value_of(layer, bystander)
-    module = CHANGES[event](layer, copy.deepcopy(bystander))
+    module = EVENTS[event](layer, copy.deepcopy(bystander))
     assert_alive(layer, module)
     assert torch.equal(value_of(layer, bystander), before)
     assert_alive(layer, bystander)
+
+
+def answer(queue, answers) -> None:
+    module = queue.get()
+    with torch.no_grad():
+        answers.put(module.weight.sum().item())
+        module.parametrizations.weight.original.zero_()
+        answers.put(module.weight.sum().item())
+
+
+@pytest.mark.slow
+def test_a_spawned_process_shares_the_original():
+    module = registered(LAYERS["linear"], "exp").share_memory()
+    context = torch.multiprocessing.get_context("spawn")
+    queue, answers = context.Queue(), context.Queue()
+    process = context.Process(target=answer, args=(queue, answers))
+    process.start()
+    queue.put(module)
+    expected = module.weight.sum().item()
+    assert answers.get() == pytest.approx(expected)
+    assert answers.get() == pytest.approx(-4)
+    process.join()
+    assert module.weight.sum().item() == pytest.approx(-4)

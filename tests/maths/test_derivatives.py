@@ -1,43 +1,52 @@
 """Derivatives of every kind and order."""
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from negdiag_param import NegativeDiagonal, register_negative_diagonal
-from tests.support.modules import OwnSquareDiagonal
-from tests.support.tables import VARIANTS, every_map, every_margin
-
-SHAPES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
-    "square": ((3, 3), {}),
-    "wide": ((2, 4), {}),
-    "blocks": ((6, 2, 3), {"blocks": 2}),
-    "center": ((4, 2, 3, 2), {"blocks": 2, "taps": "center"}),
-    "batch": ((2, 3, 3), {"dims": (-2, -1)}),
-    "vector": ((3,), {}),
-}
+from negdiag_param import (
+    ClampDiagonal,
+    NegativeDiagonal,
+    NegExpDiagonal,
+    register_negative_diagonal,
+)
+from tests.support.modules import LearnedScale
+from tests.support.tables import MAKERS, MAPS, every_variant
 
 
-def made(map: Any, margin: float) -> NegativeDiagonal:
+def transformed() -> NegativeDiagonal:
+    """What a transform is made into."""
     module = nn.Module()
     module.weight = nn.Parameter(torch.ones(3, 3, dtype=torch.float64))
-    register_negative_diagonal(module, map=map, margin=margin)
+    register_negative_diagonal(module, map=MAPS["transform"], margin=0.1)
     return module.parametrizations.weight[0]
 
 
-def smooth_at(parametrization: NegativeDiagonal, x: Tensor) -> Tensor:
-    """``x`` where differences tell the slope, which beyond a projection's bound they do not."""
-    if parametrization.strict.is_projection:
-        entries = parametrization.options.diagonal.view(x)
-        entries.copy_(-parametrization.options.margin - 0.1 - entries.abs())
-    return x
+# Every map on one shape, and every shape with one map: neither plays a part in the other.
+CASES: dict[str, tuple[Callable[[], NegativeDiagonal], tuple[int, ...]]] = {
+    **{name: (partial(make, 0.1), (3, 3)) for name, make in MAKERS.items()},
+    "transform": (transformed, (3, 3)),
+    "without a margin": (NegExpDiagonal, (3, 3)),
+    "wide": (NegExpDiagonal, (2, 4)),
+    "blocks": (partial(NegExpDiagonal, blocks=2), (6, 2, 3)),
+    "center": (partial(NegExpDiagonal, blocks=2, taps="center"), (4, 2, 3, 2)),
+    "batch": (partial(NegExpDiagonal, dims=(-2, -1)), (2, 3, 3)),
+    "vector": (NegExpDiagonal, (3,)),
+}
 
 
-def assert_derivatives(parametrization: NegativeDiagonal, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("case", CASES)
+def test_derivatives_of_every_kind_are_right(case):
+    make, shape = CASES[case]
+    parametrization = make()
     torch.manual_seed(1)
-    x = smooth_at(parametrization, torch.randn(shape, dtype=torch.float64)).requires_grad_()
+    x = torch.randn(shape, dtype=torch.float64)
+    if isinstance(parametrization, ClampDiagonal):
+        x = -0.2 - x.abs()  # where differences tell the slope, which beyond the bound they do not
+    x.requires_grad_()
     assert torch.autograd.gradcheck(
         parametrization,
         x,
@@ -63,41 +72,20 @@ def assert_derivatives(parametrization: NegativeDiagonal, shape: tuple[int, ...]
     )
 
 
-@every_margin
-@every_map
-def test_every_map_has_all_derivatives(map, margin):
-    assert_derivatives(made(map, margin), (3, 3))
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", VARIANTS)
-def test_every_shape_has_all_derivatives(name, shape):
-    size, options = SHAPES[shape]
-    assert_derivatives(VARIANTS[name](0.1, **options), size)
-
-
-def test_a_learnable_map_gets_its_gradient():
-    class Scaled(OwnSquareDiagonal):
-        def __init__(self) -> None:
-            super().__init__()
-            self.scale = nn.Parameter(torch.ones(()))
-
-        def map(self, x: Tensor) -> Tensor:
-            return super().map(x) * self.scale
-
-    parametrization = Scaled()
-    parametrization(torch.randn(3, 3)).sum().backward()
-    assert parametrization.scale.grad is not None
-
-
-@pytest.mark.parametrize("name", VARIANTS)
+@every_variant
 def test_all_orders_are_finite_where_the_value_overflows(name):
     for x in (-200.0, 39.0, 88.7, 89.0, 200.0, 1e30):
         original = torch.full((1, 1), x, requires_grad=True)
-        for function in (VARIANTS[name](), lambda o: torch.func.vmap(VARIANTS[name]())(o[None])):
+        for function in (MAKERS[name](), lambda o: torch.func.vmap(MAKERS[name]())(o[None])):
             derivative = function(original).sum()
             for _ in range(3):
                 if not derivative.requires_grad:
                     break  # that of a constant slope
                 (derivative,) = torch.autograd.grad(derivative.sum(), original, create_graph=True)
                 assert derivative.isfinite().all(), (x, derivative)
+
+
+def test_a_map_that_learns_gets_its_gradient():
+    parametrization = LearnedScale()
+    parametrization(torch.randn(3, 3)).sum().backward()
+    assert parametrization.scale.grad is not None

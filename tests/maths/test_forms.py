@@ -1,57 +1,141 @@
-"""Eager, without gradients, transformed and traced: one operation."""
+"""One operation, whatever runs it: eager, without gradients, transformed, traced or exported."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support.asserts import assert_same_bits
+from negdiag_param import NegativeDiagonal, NegSoftplusDiagonal
+from tests.support.asserts import assert_only_diagonal_differs, assert_same_bits
 from tests.support.tables import (
-    BUILT_IN,
+    MARGINS,
     VARIANTS,
     every_dtype,
-    every_margin,
     extremes,
+    originals,
     with_diagonal,
 )
 
 
+class Variants(nn.Module):
+    """Every map with every margin, each on a matrix of its own."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.names = [name for name in VARIANTS for _ in MARGINS]
+        self.maps = nn.ModuleList(make(margin) for make in VARIANTS.values() for margin in MARGINS)
+        diagonal = torch.cat([extremes(dtype), torch.linspace(-100, 90, 77).to(dtype)])
+        self.originals = with_diagonal(diagonal).expand(len(self.maps), -1, -1).contiguous()
+
+    def forward(self, originals: Tensor) -> Tensor:
+        return torch.stack([make(one) for make, one in zip(self.maps, originals, strict=True)])
+
+
+# The values, and what takes upstream gradients to those of the originals.
+Ran = tuple[Tensor, Callable[[Tensor], Tensor]]
+Form = Callable[[Variants], Ran]
+
+
+def run(model: Variants, call: Callable[[Tensor], Tensor], create_graph: bool = False) -> Ran:
+    leaf = model.originals.clone().requires_grad_()
+    values = call(leaf)
+
+    def gradient(upstream: Tensor) -> Tensor:
+        options = {"retain_graph": True, "create_graph": create_graph}
+        return torch.autograd.grad(values, leaf, upstream, **options)[0].detach()
+
+    return values.detach(), gradient
+
+
+def eager(model: Variants) -> Ran:
+    return run(model, model)
+
+
+def differentiated_twice(model: Variants) -> Ran:
+    return run(model, model, create_graph=True)
+
+
+def without_gradients(model: Variants) -> Ran:
+    with torch.no_grad():
+        values = model(model.originals.clone().requires_grad_())
+    return values, eager(model)[1]
+
+
+def pulled_back(model: Variants) -> Ran:
+    values, pull = torch.func.vjp(model, model.originals)
+    return values, lambda upstream: pull(upstream)[0]
+
+
+def pushed_forward(model: Variants) -> Ran:
+    def push(tangent: Tensor) -> Tensor:
+        return torch.func.jvp(model, (model.originals,), (tangent,))[1]
+
+    return model(model.originals), push  # each value depends on one original
+
+
+def mapped_over_a_batch(model: Variants) -> Ran:
+    return run(model, lambda originals: torch.func.vmap(model)(originals[None])[0])
+
+
+def traced(model: Variants) -> Ran:
+    trace = torch.jit.trace(model, (model.originals,), check_trace=False)
+    return trace(model.originals), eager(model)[1]  # of a trace, only the values are promised
+
+
+def exported(model: Variants) -> Ran:
+    example = model.originals.clone().requires_grad_()
+    return run(model, torch.export.export(model, (example,), strict=False).module())
+
+
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @every_dtype
-@every_margin
-@pytest.mark.parametrize("name", VARIANTS)
-def test_all_forms_of_the_operation_agree_on_values_and_slopes(name, margin, dtype):
-    parametrization = VARIANTS[name](margin)
-    original = with_diagonal(extremes(dtype))
-    grad = torch.randn(original.shape).to(dtype)
-    leaf = original.clone().requires_grad_()
-    eager = parametrization(leaf)
-    eager.backward(grad)
-    transformed, vjp = torch.func.vjp(parametrization, original)
-    assert_same_bits(transformed, eager)
-    torch.testing.assert_close(vjp(grad)[0], leaf.grad)
-    _, tangent = torch.func.jvp(parametrization, (original,), (grad,))
-    torch.testing.assert_close(tangent, leaf.grad)
-    with torch.no_grad():
-        assert_same_bits(parametrization(leaf), eager)
-    traced = torch.jit.trace(parametrization, (original,), check_trace=False)
-    assert_same_bits(traced(original), eager)
-    entries = parametrization.entries(original)
-    torch.testing.assert_close(entries, eager.diagonal(), rtol=0, atol=0)
+@pytest.mark.parametrize(
+    "form",
+    [
+        differentiated_twice,
+        without_gradients,
+        pulled_back,
+        pushed_forward,
+        mapped_over_a_batch,
+        traced,
+        exported,
+    ],
+)
+def test_values_and_gradients_are_those_of_eager_mode(form, dtype):
+    model = Variants(dtype)
+    info = torch.finfo(dtype)
+    (expected, expected_gradient), (values, gradient) = eager(model), form(model)
+    for name, found, value, original in zip(
+        model.names, values, expected, model.originals, strict=True
+    ):
+        assert_only_diagonal_differs(found, original, Tensor.diagonal)
+        if form is exported and name.startswith("softplus"):  # exporters have another softplus
+            torch.testing.assert_close(found, value)
+        else:
+            assert_same_bits(found, value)
+    for size in (1.0, -1.0, 1e4 if dtype == torch.float16 else 1e30, info.max / 1024, info.tiny):
+        upstream = torch.full_like(expected, size)
+        assert not expected_gradient(upstream).isnan().any()
+        # The slope of exp has the roundings of an original of 709, that of a corner those of 1.
+        torch.testing.assert_close(
+            gradient(upstream),
+            expected_gradient(upstream),
+            rtol=(1024 if dtype.itemsize > 2 else 4) * info.eps,
+            atol=4 * info.eps * abs(size) + info.tiny,
+            msg=lambda text, size=size: f"upstream {size:g}: {text}",
+        )
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_the_exported_form_agrees_too(name):
-    class Only(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.parametrization = VARIANTS[name](0.1)
+def every_entry(parametrization: NegativeDiagonal, original: Tensor) -> Tensor:
+    return torch.vmap(parametrization)(original.view(-1, 1)).flatten()
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.parametrization(x)
 
-    original = with_diagonal(extremes(torch.float32))
-    exported = torch.export.export(Only(), (original,)).module()
-    found, expected = exported(original), VARIANTS[name](0.1)(original)
-    if name in BUILT_IN:
-        assert_same_bits(found, expected)
-    torch.testing.assert_close(found, expected)  # exporters have another softplus
+@every_dtype
+@pytest.mark.parametrize("name", [*VARIANTS, "softplus, nearly straight"])
+def test_entries_and_vmap_agree_on_every_original(name, dtype):
+    make = VARIANTS.get(name, lambda *given, **options: NegSoftplusDiagonal(beta=1e-5, **options))
+    parametrization, original = make(0.1, dims=()), originals(dtype)
+    expected = parametrization(original)
+    for form in (NegativeDiagonal.entries, every_entry):
+        assert_same_bits(form(parametrization, original), expected)

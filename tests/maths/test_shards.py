@@ -94,7 +94,7 @@ def test_the_parts_are_the_diagonal_of_what_a_rank_holds(data):
         expected = expected.index_select(dim, indices(dim, size, layout))
     found = torch.zeros(expected.shape, dtype=torch.int64)
     diagonal = Diagonal(**where.options)
-    for part in shards.find_parts(where.shape, tuple(found.shape), *layout, diagonal, "weight"):
+    for part in shards.find_parts(where.shape, tuple(found.shape), *layout, diagonal):
         piece = part.of(found)
         scattered = part.diagonal.scattered(piece, part.diagonal.view(piece) + 1)
         exported = part.diagonal.exported(piece, lambda entries: entries + 1)
@@ -116,7 +116,7 @@ def test_shards_cut_through_blocks():
             kept = [indices(dim, size, Layout(*layout)) for dim, size in enumerate(shape)]
             found = torch.zeros([len(left) for left in kept], dtype=torch.int64)
             diagonal = Diagonal(blocks=blocks)
-            for part in shards.find_parts(shape, tuple(found.shape), *layout, diagonal, "weight"):
+            for part in shards.find_parts(shape, tuple(found.shape), *layout, diagonal):
                 entries = part.diagonal.view(part.of(found))
                 assert entries.numel() or not found.numel()
                 entries += 1
@@ -135,7 +135,7 @@ def test_strided_shards_are_those_of_fully_shard_over_tensor_parallelism(n, dp, 
     left = [*left[coordinate[1]].chunk(dp), *[torch.arange(0)] * dp][coordinate[0]]
     (held, _) = shards.ranges((n * tp, 2), layout[0], (dp, tp), coordinate)
     assert [*held] == left.tolist()
-    shards.find_parts((n * tp, 2), (len(left), 2), *layout, Diagonal(), "weight")
+    shards.find_parts((n * tp, 2), (len(left), 2), *layout, Diagonal())
 
 
 STRIDED = _StridedShard(0, split_factor=2)
@@ -152,7 +152,5 @@ UNKNOWN = [
 
 @pytest.mark.parametrize(("size", "placements", "mesh"), UNKNOWN, ids=str)
 def test_other_strided_shards_are_refused(size, placements, mesh):
-    with pytest.raises(ValueError, match=r"weight: expected .* fully_shard .*_StridedShard\(.*"):
-        shards.find_parts(
-            (size, 4), (), placements, Mesh(mesh), (0,) * len(mesh), Diagonal(), "weight"
-        )
+    with pytest.raises(ValueError, match=r"expected .* fully_shard .*_StridedShard\(.*"):
+        shards.find_parts((size, 4), (), placements, Mesh(mesh), (0,) * len(mesh), Diagonal())

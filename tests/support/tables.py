@@ -38,6 +38,7 @@ VARIANTS: dict[str, Callable[..., NegativeDiagonal]] = {
     "softplus_beta": partial(NegSoftplusDiagonal, beta=10.0),
 }
 CLASSES: dict[str, type[NegativeDiagonal]] = {**BUILT_IN, "subclass": OwnSquareDiagonal}
+MAKERS: dict[str, Callable[..., NegativeDiagonal]] = VARIANTS | CLASSES
 NAMED: dict[str, Any] = {name: name for name in BUILT_IN}
 MAPS: dict[str, Any] = NAMED | {
     "subclass": OwnSquareDiagonal,
@@ -58,6 +59,18 @@ def extremes(dtype: torch.dtype) -> Tensor:
     sizes = [0.0, smallest(dtype), info.tiny, 1e-3, 0.1, 1.0, 1.7, 9.0, 11.0, 40.0, 88.7, 103.9]
     sizes += [709.7, info.max**0.5, info.max / 2, info.max]
     return torch.tensor([sign * size for size in sizes for sign in (1, -1)], dtype=dtype)
+
+
+def originals(dtype: torch.dtype) -> Tensor:
+    """Every finite number of 16 bits; of more bits the extremes, and a sample of every size."""
+    if dtype.itemsize == 2:
+        found = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+        return found[found.isfinite()]
+    torch.manual_seed(0)
+    normal = torch.randn(5_000, dtype=dtype)
+    tiny = normal.sign() * torch.empty_like(normal).uniform_(-60, 6).exp()
+    wide = torch.empty_like(normal).uniform_(-90, 90)
+    return torch.cat([extremes(dtype), 4 * normal, 1e-3 * normal, tiny, wide])
 
 
 def with_diagonal(values: Tensor) -> Tensor:
@@ -140,6 +153,8 @@ def rows(table: Mapping[str, Any], names: Iterable[str] | None = None) -> list[A
 
 every_map = pytest.mark.parametrize("map", rows(MAPS))
 every_built_in = pytest.mark.parametrize("map", BUILT_IN)
+every_variant = pytest.mark.parametrize("name", VARIANTS)
+every_maker = pytest.mark.parametrize("name", MAKERS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
 every_margin = pytest.mark.parametrize("margin", MARGINS)
 LEADING = "clamp"  # the map that meets every layer

@@ -1,67 +1,97 @@
-"""Compiled layers equal eager ones, in one graph."""
+"""Compiled layers equal eager ones, in one graph, and blocks share their code."""
 
+import copy
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from negdiag_param import register_negative_diagonal
-from tests.support.asserts import diagonal_of, first, original_of, registered, sample
-from tests.support.tables import LAYERS, Layer, every_layer, every_map
+from tests.support.asserts import assert_negative, diagonal_of, original_of
+from tests.support.tables import LAYERS, LEADING, MAPS, Layer
+from tests.support.versions import NEEDS_COMPILER
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+COUNT = 12  # above the recompile limit
+CASES = {
+    **{name: (LAYERS[name], LEADING, torch.float32) for name in ("linear", "conv2d_center")},
+    "lstm": (LAYERS["lstm"], LEADING, torch.float32),
+    **{f"bfloat16, {name}": (LAYERS["linear"], MAPS[name], torch.bfloat16) for name in MAPS},
+}
 
 
-def assert_compiled_as_eager(layer: Layer, map: Any, dtype: torch.dtype) -> None:
+def assert_compiled_as_eager(
+    layer: Layer, map: Any, dtype: torch.dtype = torch.float32, **options: Any
+) -> None:
     torch.manual_seed(0)
-    module = register_negative_diagonal(layer.make().to(dtype), map=map, **layer.options)
-    expected = layer.run(module)
-    expected.float().square().sum().backward()
-    grads = [p.grad.clone() for p in module.parameters()]
-    module.zero_grad()
+    module = layer.make().to(dtype)
+    register_negative_diagonal(module, layer.tensor_name, map=map, **layer.options)
     torch._dynamo.reset()
-    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
-    found = layer.run(compiled)
-    torch.testing.assert_close(found, expected)
-    found.float().square().sum().backward()
-    for parameter, grad in zip(module.parameters(), grads, strict=True):
-        torch.testing.assert_close(parameter.grad, grad)
-
-
-@every_layer("linear", "conv2d_groups", "conv2d_center", "transposed1d")
-def test_compiled_layers_equal_eager_ones_without_graph_breaks(layer):
-    assert_compiled_as_eager(layer, "exp", torch.float32)
-
-
-@every_map
-def test_compiled_layers_equal_eager_ones_in_low_precision(map):
-    assert_compiled_as_eager(LAYERS["linear"], map, torch.bfloat16)
-
-
-@every_layer("linear", "conv2d_groups", "lstm")
-def test_compiled_in_one_graph_it_trains_as_before(layer):
-    module, x = registered(layer, "exp"), sample(layer)
-    compiled = torch.compile(module, backend="aot_eager", fullgraph=layer is not LAYERS["lstm"])
-    torch.testing.assert_close(first(compiled(x)), first(module(x)))
-    grads = []
+    compiled = torch.compile(module, **options)
+    results = []
     for run in (module, compiled):
         module.zero_grad()
-        first(run(x)).square().sum().backward()
-        grads.append(original_of(layer, module).grad)
-    torch.testing.assert_close(*grads)
+        output = layer.run(run)
+        output.float().square().sum().backward()
+        results.append([output, *(parameter.grad for parameter in module.parameters())])
+    torch.testing.assert_close(*results)
     with torch.no_grad():
         original_of(layer, module).add_(2.0)
-    torch.testing.assert_close(first(compiled(x)), first(module(x)))
-    assert (diagonal_of(layer, module) < 0).all()
+    torch.testing.assert_close(layer.run(compiled), layer.run(module))
+    assert_negative(diagonal_of(layer, module))
 
 
-def test_no_graph_breaks_through_inductor():
-    layer = register_negative_diagonal(nn.Linear(4, 4))
-    x = torch.randn(2, 4)
-    explanation = torch._dynamo.explain(layer)(x)
-    assert explanation.graph_break_count == 0
-    compiled = torch.compile(layer, fullgraph=True)
-    torch.testing.assert_close(compiled(x), layer(x))
-    compiled(x).sum().backward()
-    assert (layer.parametrizations.weight.original.grad.diagonal() != 0).all()
+@pytest.mark.parametrize("case", CASES)
+def test_compiled_layers_equal_eager_ones_without_graph_breaks(case):
+    recurrent = case == "lstm"  # which breaks the graph without us too
+    options = {"fullgraph": not recurrent, "dynamic": None if recurrent else True}
+    assert_compiled_as_eager(*CASES[case], backend="aot_eager", **options)
+
+
+@NEEDS_COMPILER
+def test_inductor_compiles_a_layer_in_one_graph():
+    assert_compiled_as_eager(LAYERS["linear"], LEADING, fullgraph=True)
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(self.up(x).tanh())
+
+
+def frames(blocks: list[nn.Module]) -> int:
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    for block in blocks:
+        block.compile(backend=counter, fullgraph=True)
+    x = torch.randn(2, 8)
+    for _ in range(2):
+        for block in blocks:
+            x = block(x)
+    x.sum().backward()
+    with torch.no_grad():
+        for block in blocks:
+            x = block(x)
+    return counter.frame_count
+
+
+@pytest.mark.parametrize(
+    ("options", "copied"),
+    [
+        ({}, False),
+        ({}, True),
+        ({"map": "exp", "margin": 0.1}, False),
+        ({"cache_in_eval": True}, False),
+    ],
+    ids=str,
+)
+def test_blocks_compiled_one_by_one_share_their_code_as_bare_ones_do(options, copied):
+    blocks = [register_negative_diagonal(Block(), "*.weight", **options) for _ in range(COUNT)]
+    if copied:
+        blocks = [copy.deepcopy(blocks[0]) for _ in range(COUNT)]
+    assert frames(blocks) == frames([Block() for _ in range(COUNT)])

@@ -52,4 +52,12 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "twice": lambda model: Transparent(Transparent(model)),
     "fabric": fabric,
 }
-every_wrapper = pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+every_wrapper = pytest.mark.parametrize(
+    "wrap",
+    [
+        pytest.param(
+            wrap, id=name, marks=pytest.mark.integration("lightning") if wrap is fabric else ()
+        )
+        for name, wrap in WRAPPERS.items()
+    ],
+)

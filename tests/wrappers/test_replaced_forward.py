@@ -84,10 +84,12 @@ OFFLOADED = {
 
 
 @pytest.mark.slow
+@pytest.mark.integration("accelerate")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("offload", OFFLOADED.values(), ids=OFFLOADED)
 def test_offloaded_weights_are_used(offload, tmp_path):
-    accelerate = pytest.importorskip("accelerate")
+    import accelerate
+
     model = register_negative_diagonal(stock(), "*.weight")
     expected = copy.deepcopy(model)
     offload(accelerate, model, tmp_path)

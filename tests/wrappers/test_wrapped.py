@@ -86,8 +86,10 @@ def test_a_wrapper_that_drops_keys_is_no_obstacle():
     assert list(plain_state_dict(model)) == ["2.weight", "2.bias"]
 
 
+@pytest.mark.integration("peft")
 def test_lora_beside_a_registered_layer():
-    peft = pytest.importorskip("peft")
+    import peft
+
     model = register_negative_diagonal(stock(), "0.weight")
     tuned = peft.get_peft_model(model, peft.LoraConfig(target_modules=["2"]))
     assert names(tuned) == ["0.weight"]

@@ -1,1 +1,0 @@
-"""PyTorch's traps, each sprung on a naive parametrization and passed over by this package."""
