@@ -5,14 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from negdiag_param._doors import layers
-from negdiag_param._doors.targets import Target, every
-from negdiag_param._life import lookup
-from negdiag_param._maths.diagonal import Diagonal
+from negdiag_param._doors.layers import has_kernel
+from negdiag_param._doors.targets import Target, every, is_registered
 from negdiag_param._parametrization.invert import dense, summary
-
-_DEPTH = 3  # of containers within containers
-_MANAGED = ("_parameters", "_buffers", "_modules")
 
 
 def check_carrier(target: Target) -> None:
@@ -25,7 +20,7 @@ def check_carrier(target: Target) -> None:
             f"expected a name that an nn.ModuleDict can hold, where parametrizations are "
             f"kept, got {tensor_name!r}, which is an attribute of it"
         )
-    if lookup.find(owner, tensor_name):
+    if is_registered(target):
         raise ValueError("expected a tensor not registered yet, got one that is")
     stored = dense(target.stored[0])
     if stored.is_inference() and not torch.is_inference_mode_enabled():
@@ -42,18 +37,11 @@ def check_carrier(target: Target) -> None:
 
 def check_dims(target: Target, dims: tuple[int, ...] | None, value: Tensor) -> None:
     """Refuses tensors of three and more dimensions where nothing says which are the matrix."""
-    if dims is None and value.ndim > 2 and not layers.has_kernel(target.owner, target.tensor_name):
+    if dims is None and value.ndim > 2 and not has_kernel(target.owner, target.tensor_name):
         raise ValueError(
             f"expected dims, such as dims=(-2, -1), for a tensor of {value.ndim} "
             f"dimensions, got none; {summary(value)}"
         )
-
-
-def check_layer(target: Target, diagonal: Diagonal) -> None:
-    """Refuses layers whose gradients or kernels do not suit."""
-    layers.check_gradient(target.owner)
-    if diagonal.taps == "center":
-        layers.check_center(target.owner, target.tensor_name)
 
 
 def check_untied(module: nn.Module, found: list[Target], consequence: str) -> None:
@@ -73,22 +61,15 @@ def check_untied(module: nn.Module, found: list[Target], consequence: str) -> No
 
 
 def check_kept_nowhere_else(found: list[Target]) -> None:
-    """Refuses tensors that their module keeps a second time, in a list, a dict or an attribute.
-
-    That module would go on computing with the original, which is not constrained.
-
-    Raises:
-        ValueError: if there is one, naming the attribute.
-    """
+    """Refuses tensors that their module keeps a second time, in a list, a dict or an attribute."""
     for target in found:
-        kept = {id(stored) for stored in target.stored}
+        originals = {id(stored) for stored in target.stored}
+        skipped = ["_parameters", "_buffers", "_modules"]
+        if isinstance(target.owner, nn.RNNBase):
+            skipped.append("_flat_weights")  # collected anew before every forward pass
         for attribute, value in vars(target.owner).items():
-            # RNNs collect their weights anew before every forward pass.
-            of_rnn = isinstance(target.owner, nn.RNNBase) and attribute == "_flat_weights"
-            if attribute in _MANAGED or of_rnn:
-                continue
-            for where, tensor in _tensors(value, _DEPTH):
-                if id(tensor) in kept:
+            for where, tensor in () if attribute in skipped else _tensors(value):
+                if id(tensor) in originals:
                     raise ValueError(
                         f"{target.name}: expected a tensor that its module reads as "
                         f"self.{target.tensor_name}, got one that it also keeps in "
@@ -107,18 +88,13 @@ def _may_overlap(stored: Tensor) -> bool:
     return False
 
 
-def _tensors(value: object, depth: int) -> Iterator[tuple[str, Tensor]]:
-    """The tensors in a container, and how to get there."""
+def _tensors(value: object, depth: int = 3) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in containers within ``depth`` containers, and their indices there."""
     if isinstance(value, Tensor):
         yield "", value
-        return
-    items: list[tuple[object, object]] = []
-    if depth and isinstance(value, dict):
-        items = list(value.items())
-    elif depth and isinstance(value, (list, tuple, set)):
-        items = list(enumerate(value))
-    for key, item in items:
-        yield from ((f"[{key!r}]{rest}", tensor) for rest, tensor in _tensors(item, depth - 1))
+    elif depth and isinstance(value, (dict, list, tuple, set)):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from ((f"[{key!r}]{rest}", tensor) for rest, tensor in _tensors(item, depth - 1))
 
 
 def _place(tensor: Tensor) -> object:

@@ -34,7 +34,8 @@ def negative_diagonals(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         [('0.weight', (2,)), ('2.weight', (2,))]
         >>> sum(diagonal.square().sum() for _, diagonal in negative_diagonals(model)).backward()
     """
-    return map(_diagonal, targets.registered(targets.checked(model, "model")))
+    found = targets.every(targets.checked(model, "model"))
+    return map(_diagonal, filter(targets.is_registered, found))
 
 
 def _diagonal(target: Target) -> tuple[str, Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from negdiag_param._doors import targets
 from negdiag_param._life import lookup
-from negdiag_param._life.assign import Write, silent_writes
+from negdiag_param._life.assign import carry_out, writes
 from negdiag_param._parametrization.invert import summary
 from negdiag_param._private import has_values
 from negdiag_param._ranks import agreement, shards
@@ -53,19 +53,18 @@ def init_(
     found = targets.find_registered(module, tensor_name)
     if not callable(initializer):
         raise TypeError(f"initializer: expected a callable, got {type(initializer).__name__}")
-    writes: list[Write] = []
+    changes: list[tuple[Tensor, Tensor]] = []
     for target in found:
-        ndim = lookup.ours(target.owner)[target.tensor_name].record.ndim
-        targets.check_whole(target, ndim)
+        ours = lookup.ours(target.owner)[target.tensor_name]
+        targets.check_whole(target, ours.record.ndim)
         with torch.no_grad():
             value = targets.gathered(target).clone()
             before = value.clone()
             with agreement.together(target.stored, target.name):
                 _check_filled(value, before, initializer(value, *args, **kwargs))
             value = shards.of_first_rank(value, target.stored[0])
-        writes += silent_writes(target.owner, target.tensor_name, value)
-    for write in writes:
-        write.carry_out()
+        changes += writes(target.owner, target.tensor_name, value, ours.options.at_registration)
+    carry_out(changes)
     return module
 
 

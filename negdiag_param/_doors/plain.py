@@ -2,7 +2,8 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from math import inf
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,33 +39,39 @@ def plain_state_dict(model: nn.Module) -> "OrderedDict[str, Any]":
         ['0.weight', '0.bias', '1.weight', '1.bias']
     """
     state = targets.checked(model, "model").state_dict(keep_vars=True)
-    found = list(_registered(model, state))
-    inside = tuple(f"{entry.prefix}parametrizations.{entry.tensor_name}." for entry in found)
-    entries = {k: _detached(value) for k, value in state.items() if not k.startswith(inside)}
-    for entry in found:
+    entries = {k: v.detach() if isinstance(v, Tensor) else v for k, v in state.items()}
+    places: dict[str, tuple[float, ...]] = {key: (i, inf) for i, key in enumerate(state)}
+    ours: list[str] = []
+    for key, tensor_name, parametrization in _registered(model, state):
+        inside = f"parametrizations.{tensor_name}."
+        prefix = key.removesuffix(f"{inside}original")
+        ours.append(f"{prefix}{inside}")
         with torch.no_grad():
-            weight = entry.parametrization(state[entry.key])
-        entries[f"{entry.prefix}{entry.tensor_name}"] = weight
-    plain = OrderedDict((key, entries[key]) for key in _in_order(list(state), entries, found))
+            entries[f"{prefix}{tensor_name}"] = parametrization(state[key])
+        # In the stock model the tensors of a module come before those of its submodules.
+        first = next(i for i, other in enumerate(state) if other.startswith(prefix))
+        for rank, name in enumerate(parametrization.record.order):
+            places[f"{prefix}{name}"] = first, len(prefix), rank
+        places.setdefault(f"{prefix}{tensor_name}", (first, len(prefix), inf))
+    kept = [key for key in entries if not key.startswith(tuple(ours))]
+    plain = OrderedDict((key, entries[key]) for key in sorted(kept, key=places.__getitem__))
     _private.keep_metadata(
         state, plain, wanted=lambda prefix: "parametrizations" not in prefix.split(".")
     )
     return plain
 
 
-class _Entry(NamedTuple):
-    """An original in a state dict."""
+def _registered(
+    model: nn.Module, state: dict[str, Any]
+) -> Iterator[tuple[str, str, NegativeDiagonal]]:
+    """The keys of originals in the state dict, with the tensors' names and parametrizations.
 
-    key: str
-    prefix: str  # of its module, with the dot
-    tensor_name: str
-    parametrization: NegativeDiagonal
+    They are found by their path or, where a wrapper renames them, by identity.
 
-
-def _registered(model: nn.Module, state: dict[str, Any]) -> Iterator[_Entry]:
-    """The originals in the state dict, by their path or, where a wrapper renames, by identity."""
-    by_path: dict[str, tuple[str, NegativeDiagonal]] = {}
-    by_identity: dict[int, tuple[str, NegativeDiagonal]] = {}
+    Raises:
+        ValueError: if a registered tensor carries another parametrization.
+    """
+    known: dict[str | int, tuple[str, NegativeDiagonal]] = {}
     names = {path: name for name, path, _ in named_owners(model)}
     for path, owner in model.named_modules(remove_duplicate=False):
         for tensor_name, parametrization in lookup.ours(owner).items():
@@ -75,33 +82,9 @@ def _registered(model: nn.Module, state: dict[str, Any]) -> Iterator[_Entry]:
                 )
             mine = tensor_name, parametrization
             for prefix in (path, names.get(path, path)):
-                by_path[joined(prefix, f"parametrizations.{tensor_name}.original")] = mine
-            by_identity[id(lookup.originals(owner, tensor_name)[0])] = mine
+                known[joined(prefix, f"parametrizations.{tensor_name}.original")] = mine
+            known[id(lookup.originals(owner, tensor_name)[0])] = mine
     for key, value in state.items():
-        entry = by_path.get(key) or by_identity.get(id(value))
-        if entry is not None:
-            prefix = key.removesuffix(f"parametrizations.{entry[0]}.original")
-            yield _Entry(key, prefix, *entry)
-
-
-def _in_order(keys: list[str], entries: dict[str, Any], found: list[_Entry]) -> Iterator[str]:
-    """The keys of ``entries`` in the order of the stock model.
-
-    There the tensors of a module come before those of its submodules, and so do ours again.
-    """
-    groups: dict[str, dict[str, None]] = {}
-    for entry in found:
-        own = [key for key in entries if joined(key.rpartition(".")[0], "") == entry.prefix]
-        order = groups.setdefault(entry.prefix, dict.fromkeys(own))
-        lookup.sort(order, [f"{entry.prefix}{name}" for name in entry.parametrization.record.order])
-    done: set[str] = set()
-    for key in keys:
-        for prefix in [prefix for prefix in groups if key.startswith(prefix)]:
-            done.update(group := groups.pop(prefix))
-            yield from group
-        if key in entries and key not in done:
-            yield key
-
-
-def _detached(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
+        found = known.get(key) or known.get(id(value))
+        if found:
+            yield key, *found

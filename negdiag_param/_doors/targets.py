@@ -1,10 +1,9 @@
 """From a tensor name, dotted name or pattern to the modules that own the tensors."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import NoReturn
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -18,21 +17,13 @@ from negdiag_param._ranks import agreement, shards
 
 @dataclass(frozen=True)
 class Target:
-    """A parameter or buffer, or what is computed in place of one.
+    """A parameter or buffer, or what is computed in place of one."""
 
-    Args:
-        name: its name within the module that the user gave.
-        owner: the module that holds it.
-        tensor_name: its name there.
-        path: as the name, with those of wrappers in between, as ``named_modules`` has it.
-        stored: what it is computed from; the tensor itself if it is not parametrized.
-    """
-
-    name: str
-    owner: nn.Module
-    tensor_name: str
-    path: str
-    stored: tuple[Tensor, ...]
+    name: str  # within the module that the user gave
+    owner: nn.Module  # the module that holds it
+    tensor_name: str  # its name there
+    path: str  # the name with those of wrappers in between, as named_modules gives it
+    stored: tuple[Tensor, ...]  # what it is computed from; itself if it is not parametrized
 
     @property
     def tensor(self) -> Tensor:
@@ -41,19 +32,30 @@ class Target:
 
     @property
     def ndim(self) -> int:
-        """The number of dimensions; those of a lazy tensor are not known, and pass for two."""
+        """The number of dimensions; two for a lazy tensor, whose shape is not known yet."""
         return 2 if any(map(is_lazy, self.stored)) else self.tensor.ndim
 
 
-def find(module: object, tensor_name: object) -> list[Target]:
-    """The tensors that ``tensor_name`` means: one for a name, any number for a pattern."""
+def find(
+    module: object, tensor_name: object, suits: Callable[[Target], object], wanted: str
+) -> list[Target]:
+    """The tensors that ``tensor_name`` means: one for a name, any number for a pattern.
+
+    Where it means several, only those that suit are taken; ``wanted`` says what those have.
+
+    Raises:
+        TypeError: if an argument is of the wrong type.
+        ValueError: if there are none, with the names that come near.
+    """
     module = checked(module, "module")
     if not isinstance(tensor_name, str):
         raise TypeError(f"tensor_name: expected a string, got {type(tensor_name).__name__}")
     targets = list(every(module))
-    found = [t for t in targets if t.name == tensor_name]
-    found = found or [t for t in targets if t.path == tensor_name]
-    if not found and any(character in tensor_name for character in "*?["):
+    exact = [t for t in targets if t.name == tensor_name]
+    exact = found = exact or [t for t in targets if t.path == tensor_name]
+    if len(exact) == 1:
+        return exact
+    if not exact and any(character in tensor_name for character in "*?["):
         buffers = {id(buffer) for buffer in module.buffers()}
         found = [
             t
@@ -61,25 +63,33 @@ def find(module: object, tensor_name: object) -> list[Target]:
             if (fnmatchcase(t.name, tensor_name) or fnmatchcase(t.path, tensor_name))
             and not any(id(original) in buffers for original in t.stored)
         ]
-    if not found:
-        refuse_no_match(module, tensor_name)
-    return found
+    suitable = [t for t in found if suits(t)]
+    if not suitable:
+        names = [t.name for t in targets]
+        near = difflib.get_close_matches(tensor_name, names, n=5, cutoff=0.3) or names[:5]
+        what = f"tensors with {wanted}" if found else "the name of a parameter or buffer"
+        raise ValueError(
+            f"{tensor_name!r}: expected {what} in {type(module).__name__}, found no match; "
+            f"near names: {', '.join(near) or 'none, it has no tensors'}"
+        )
+    return suitable
 
 
 def find_registered(module: nn.Module, tensor_name: str) -> list[Target]:
     """The tensors that ``tensor_name`` means among those that carry our parametrization."""
-    found = find(module, tensor_name)
-    if is_pattern(tensor_name, found):
-        found = [target for target in found if lookup.find(target.owner, target.tensor_name)]
-        if not found:
-            refuse_no_match(module, tensor_name, "a negative diagonal")
+    found = find(module, tensor_name, is_registered, "a negative diagonal")
     for target in found:
-        if not lookup.find(target.owner, target.tensor_name):
+        if not is_registered(target):
             raise ValueError(
                 f"{target.name}: expected a tensor registered with a negative diagonal, got one "
                 f"without, {summary(target.tensor)}"
             )
     return found
+
+
+def is_registered(target: Target) -> bool:
+    """Whether the tensor carries our parametrization."""
+    return target.tensor_name in lookup.ours(target.owner)
 
 
 def checked(module: object, argument: str) -> nn.Module:
@@ -89,18 +99,8 @@ def checked(module: object, argument: str) -> nn.Module:
     return module
 
 
-def is_pattern(tensor_name: str, found: list[Target]) -> bool:
-    """Whether ``tensor_name``, which means ``found``, is more than the name of a tensor."""
-    return len(found) > 1 or tensor_name not in (found[0].name, found[0].path)
-
-
-def stored(found: list[Target]) -> list[Tensor]:
-    """What the tensors of ``found`` are computed from."""
-    return [tensor for target in found for tensor in target.stored]
-
-
 def gathered(target: Target) -> Tensor:
-    """The tensor as one process would see it. All ranks gather it, or none."""
+    """The whole tensor, as a single process would hold it. All ranks gather it, or none."""
     with agreement.together(target.stored, target.name):
         value = target.tensor
     return shards.whole(value)
@@ -126,28 +126,10 @@ def every(module: nn.Module) -> Iterator[Target]:
         if "parametrizations" in path.split("."):
             continue
         own = {key: lookup.originals(owner, key) for key in lookup.lists(owner)}
-        for mapping in (own_parameters(owner), own_buffers(owner)):
-            own |= {key: [tensor] for key, tensor in mapping.items() if tensor is not None}
+        plain = {**own_parameters(owner), **own_buffers(owner)}
+        own |= {key: [tensor] for key, tensor in plain.items() if tensor is not None}
         for key, tensors in own.items():
             yield Target(joined(name, key), owner, key, joined(path, key), tuple(tensors))
-
-
-def registered(model: nn.Module) -> Iterator[Target]:
-    """Every tensor within ``model`` that carries our parametrization, each once."""
-    for target in every(model):
-        if lookup.find(target.owner, target.tensor_name):
-            yield target
-
-
-def refuse_no_match(module: nn.Module, tensor_name: str, wanted: str = "") -> NoReturn:
-    """The error for a name or pattern that means nothing, with names that are near."""
-    names = [target.name for target in every(module)]
-    near = difflib.get_close_matches(tensor_name, names, n=5, cutoff=0.3) or names[:5]
-    what = f"tensors with {wanted}" if wanted else "the name of a parameter or buffer"
-    raise ValueError(
-        f"{tensor_name!r}: expected {what} in {type(module).__name__}, found no match; "
-        f"near names: {', '.join(near) or 'none, it has no tensors'}"
-    )
 
 
 def named_owners(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
@@ -157,16 +139,13 @@ def named_owners(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
     attributes through, such as the ``_orig_mod`` of ``torch.compile``: it is the wrapped
     model's own.
     """
-    names: dict[str, str] = {}
+    names = {"": ""}
     modules = dict(model.named_modules())
     for path, module in modules.items():
-        above, _, child = path.rpartition(".")
-        if not path:
-            names[path] = ""
-        elif _sees_through(modules[above], module):
-            names[path] = names[above]
-        else:
-            names[path] = joined(names[above], child)
+        if path:
+            above, _, child = path.rpartition(".")
+            hidden = _sees_through(modules[above], module)
+            names[path] = names[above] if hidden else joined(names[above], child)
         yield names[path], path, module
 
 

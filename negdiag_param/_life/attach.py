@@ -4,8 +4,7 @@ Either is prepared first, which does all that can fail and changes nothing; what
 assigns.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -41,13 +40,13 @@ def removal(owner: nn.Module, tensor_name: str) -> Change:
     return partial(_detach, owner, tensor_name, originals, value)
 
 
-@contextmanager
-def restored_on_failure(owners: Iterable[nn.Module]) -> Iterator[None]:
-    """Puts the modules back if the block fails: class, tensors, values, submodules."""
+def carry_out(changes: Iterable[Change], owners: Iterable[nn.Module]) -> None:
+    """Makes the changes; if one fails, the owners' classes, tensors and values are put back."""
     with torch.no_grad():
         undo = [_undo(owner) for owner in {id(owner): owner for owner in owners}.values()]
     try:
-        yield
+        for change in changes:
+            change()
     except BaseException:
         for restore in undo:
             restore()
@@ -57,43 +56,35 @@ def restored_on_failure(owners: Iterable[nn.Module]) -> Iterator[None]:
 def _attach(
     owner: nn.Module, tensor_name: str, parametrization: NegativeDiagonal, original: Tensor
 ) -> None:
-    mapping: Any = own_parameters(owner)
-    if tensor_name not in mapping:
-        mapping = own_buffers(owner)
-    tensor: Tensor = mapping[tensor_name]
-    base = registered.base_of(owner)
+    is_parameter = tensor_name in own_parameters(owner)
+    tensor: Any = (own_parameters(owner) if is_parameter else own_buffers(owner)).pop(tensor_name)
     found = _list(parametrization, tensor, original)
     parametrization.train(owner.training)
-    del mapping[tensor_name]
     non_persistent_buffers(owner).discard(tensor_name)
-    holder = own_modules(owner).get("parametrizations")
-    if holder is None:
-        own_modules(owner)["parametrizations"] = holder = nn.ModuleDict()
-    own_modules(holder)[tensor_name] = found
-    registered.adopt(owner, base)
     if not parametrization.record.persistent:
         non_persistent_buffers(found).add("original")
         parametrization.register_state_dict_post_hook(_without_mark)  # type: ignore[no-untyped-call]
+    registered.set_lists(owner, {**lookup.lists(owner), tensor_name: found})
 
 
 def _list(
     parametrization: NegativeDiagonal, tensor: Tensor, original: Tensor
 ) -> ParametrizationList:
     """PyTorch's list, in which ``tensor``, the same object, holds ``original``."""
-    # The list asks for the inverse of the tensor, which is known.
-    vars(parametrization)["right_inverse"] = lambda _: original
-    try:
-        if not is_plain(tensor):
-            return ParametrizationList([parametrization], tensor)
-        stand_in: Tensor = original
+    stand_in = tensor
+    if is_plain(tensor):
+        stand_in = original
         if isinstance(tensor, nn.Parameter):
             stand_in = nn.Parameter(original, tensor.requires_grad)
-        found = ParametrizationList([parametrization], stand_in)
-    finally:
-        del vars(parametrization)["right_inverse"]
-    mapping: Any = own_parameters(found) if isinstance(tensor, nn.Parameter) else own_buffers(found)
-    mapping["original"] = tensor
-    give_data(tensor, _laid_out(original, tensor.stride()))
+    # The list asks for the inverse of the tensor, which is known.
+    vars(parametrization)["right_inverse"] = lambda _: original
+    found = ParametrizationList([parametrization], stand_in)
+    del vars(parametrization)["right_inverse"]
+    if stand_in is not tensor:
+        _mapping(found, tensor)["original"] = tensor
+        if original.stride() != tensor.stride():  # keep the layout, such as a transposed one
+            original = tensor.new_empty_strided(tensor.shape, tensor.stride()).copy_(original)
+        give_data(tensor, original)
     return found
 
 
@@ -101,19 +92,17 @@ def _append(
     owner: nn.Module,
     tensor_name: str,
     parametrization: NegativeDiagonal,
-    writes: list[assign.Write],
+    changes: list[tuple[Tensor, Tensor]],
 ) -> None:
-    base = registered.base_of(owner)
     parametrization.train(owner.training)
-    lookup.lists(owner)[tensor_name].append(parametrization)  # type: ignore[operator]
-    for write in writes:
-        write.carry_out()
-    registered.adopt(owner, base)
+    lists = lookup.lists(owner)
+    lists[tensor_name].append(parametrization)  # type: ignore[operator]
+    assign.carry_out(changes)
+    registered.set_lists(owner, lists)
 
 
 def _detach(owner: nn.Module, tensor_name: str, originals: list[Tensor], value: Tensor) -> None:
-    order, record = lookup.first_order(owner), lookup.ours(owner)[tensor_name].record
-    base, holder = registered.base_of(owner), own_modules(owner)["parametrizations"]
+    order, record = lookup.own_tensors(owner), lookup.ours(owner)[tensor_name].record
     tensor = originals[0]
     if len(originals) > 1:
         trained = any(original.requires_grad for original in originals)
@@ -121,18 +110,20 @@ def _detach(owner: nn.Module, tensor_name: str, originals: list[Tensor], value: 
     elif is_plain(tensor):
         give_data(tensor, value)
     else:
-        assign.Write(tensor, value).carry_out()
-    del own_modules(holder)[tensor_name]  # type: ignore[arg-type]
-    if own_modules(holder):  # type: ignore[arg-type]
-        registered.update_class(owner)
-    else:
-        del own_modules(owner)["parametrizations"]
-        owner.__class__ = base
-    mapping: Any = own_parameters(owner) if isinstance(tensor, nn.Parameter) else own_buffers(owner)
+        assign.carry_out([(tensor, value)])
+    lists = lookup.lists(owner)
+    del lists[tensor_name]
+    registered.set_lists(owner, lists)
+    mapping = _mapping(owner, tensor)
     mapping[tensor_name] = tensor
     lookup.sort(mapping, order)
     if not record.persistent:
         non_persistent_buffers(owner).add(tensor_name)
+
+
+def _mapping(module: nn.Module, tensor: Tensor) -> dict[str, Any]:
+    """Where ``module`` keeps tensors of this kind."""
+    return own_parameters(module) if isinstance(tensor, nn.Parameter) else own_buffers(module)
 
 
 def is_plain(tensor: Tensor) -> bool:
@@ -150,16 +141,6 @@ def give_data(tensor: Tensor, value: Tensor) -> None:
     torch.autograd.graph.increment_version(tensor)  # a graph that is alive must not use it
 
 
-def _laid_out(original: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """``original`` as the weight was laid out, also where that was a transposed view."""
-    if original.stride() == strides:
-        return original
-    laid = torch.empty_strided(
-        original.shape, strides, dtype=original.dtype, device=original.device
-    )
-    return laid.copy_(original.detach())
-
-
 def _without_mark(
     module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]
 ) -> None:
@@ -168,14 +149,11 @@ def _without_mark(
 
 
 def _undo(owner: nn.Module) -> Change:
+    """What puts ``owner`` back as it is now."""
     cls, volatile = owner.__class__, set(non_persistent_buffers(owner))
-    holder = own_modules(owner).get("parametrizations")
-    modules = [owner, *lookup.lists(owner).values(), *([holder] if holder is not None else [])]
-    contents: list[tuple[dict[str, Any], dict[str, Any]]] = [
-        (mapping, dict(mapping))
-        for module in modules
-        for mapping in (own_parameters(module), own_buffers(module), own_modules(module))
-    ]
+    modules = [owner, *lookup.lists(owner).values()]
+    kinds: Any = (own_parameters, own_buffers, own_modules)
+    contents = [(kind(module), dict(kind(module))) for module in modules for kind in kinds]
     # What is plain may get another storage; what was registered before may be written in place.
     values = [
         (tensor, tensor.detach(), None if module is owner and is_plain(tensor) else tensor.clone())

@@ -19,17 +19,10 @@ def translating(load: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(load)
     def translated(
-        self: nn.Module,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
+        self: nn.Module, state_dict: Any, prefix: str, local_metadata: Any, *others: Any
     ) -> None:
+        *_, error_msgs = others  # strict, missing_keys, unexpected_keys, error_msgs
         error_msgs += _translate(self, state_dict, prefix, local_metadata)
-        others = strict, missing_keys, unexpected_keys, error_msgs
         load(self, state_dict, prefix, local_metadata, *others)
 
     return translated

@@ -21,11 +21,6 @@ def lists(module: nn.Module) -> dict[str, nn.Module]:
     return {name: found for name, found in own_modules(holder).items() if found is not None}
 
 
-def find(module: nn.Module, tensor_name: str) -> NegativeDiagonal | None:
-    """Our parametrization of the tensor, if it has one."""
-    return ours(module).get(tensor_name)
-
-
 def ours(module: nn.Module) -> dict[str, NegativeDiagonal]:
     """The tensors of ``module`` itself that carry our parametrization."""
     return {
@@ -53,14 +48,9 @@ def originals(module: nn.Module, tensor_name: str) -> list[Tensor]:
 
 
 def own_tensors(module: nn.Module) -> tuple[str, ...]:
-    """The names of the parameters and buffers of ``module`` itself, registered ones in place."""
-    return first_order(module) or (*own_parameters(module), *own_buffers(module))
-
-
-def first_order(module: nn.Module) -> tuple[str, ...]:
-    """The same as the first registration on ``module`` saw it; empty if nothing is registered."""
+    """The names of the tensors of ``module`` itself, in their order before any registration."""
     orders = (parametrization.record.order for parametrization in ours(module).values())
-    return next(filter(None, orders), ())
+    return next(filter(None, orders), (*own_parameters(module), *own_buffers(module)))
 
 
 def joined(prefix: str, name: str) -> str:

@@ -30,7 +30,7 @@ from negdiag_param._life.assign import assign
 from negdiag_param._links import Links
 from negdiag_param._parametrization.cache import WeightCache
 from negdiag_param._parametrization.parametrization import NegativeDiagonal
-from negdiag_param._private import own_buffers, own_modules, own_parameters
+from negdiag_param._private import own_modules, own_parameters
 from negdiag_param._ranks import shards
 
 _CLASSES: WeakValueDictionary[tuple[type, tuple[str, ...]], type[nn.Module]] = WeakValueDictionary()
@@ -83,11 +83,13 @@ class _NotYetDistributed:
         return False
 
 
-def adopt(module: nn.Module, base: type[nn.Module]) -> None:
-    """Gives ``module``, of class ``base`` before its first parametrization, a class of ours."""
-    holder = Parametrizations(module, lookup.lists(module))
-    own_modules(module)["parametrizations"] = holder
-    module.__class__ = own_class(base, own_modules(holder))
+def set_lists(module: nn.Module, lists: dict[str, nn.Module]) -> None:
+    """Gives ``module`` these parametrizations and a class of ours; without any, its first class."""
+    module.__class__ = own_class(base_of(module), lists) if lists else base_of(module)
+    if lists:
+        own_modules(module)["parametrizations"] = Parametrizations(module, lists)
+    else:
+        del own_modules(module)["parametrizations"]
 
 
 def update_class(module: nn.Module) -> None:
@@ -190,11 +192,13 @@ def tensor_property(tensor_name: str) -> property:
         holder: Any = own_modules(self).get("parametrizations")
         found = None if holder is None else own_modules(holder).get(tensor_name)
         if found is None:
-            return _plain(self, tensor_name)  # type: ignore[no-any-return]
-        if not torch.compiler.is_compiling():
-            block = _private.cached_block()
-            return _evaluated(found) if block is None else _read_in(block, found, tensor_name)
-        return found()  # type: ignore[no-any-return]
+            if tensor_name in vars(self):
+                return vars(self)[tensor_name]  # type: ignore[no-any-return]
+            return nn.Module.__getattr__(self, tensor_name)  # type: ignore[return-value]
+        if torch.compiler.is_compiling():
+            return found()  # type: ignore[no-any-return]
+        block = _private.cached_block()
+        return _evaluated(found) if block is None else _read_in(block, found)
 
     def set_(self: nn.Module, value: Tensor) -> None:
         if tensor_name in lookup.lists(self):
@@ -203,11 +207,6 @@ def tensor_property(tensor_name: str) -> property:
             vars(self)[tensor_name] = value
 
     return property(get, set_)
-
-
-def _plain(module: nn.Module, name: str) -> Any:
-    own = vars(module)
-    return own[name] if name in own else nn.Module.__getattr__(module, name)
 
 
 def _evaluated(found: nn.Module) -> Tensor:
@@ -221,26 +220,16 @@ def _evaluated(found: nn.Module) -> Tensor:
         and _private.is_just_forward(found)
         and _private.is_just_forward(only)
     ):
-        original: Any = own_parameters(found).get("original")
-        if original is None:
-            original = own_buffers(found).get("original")
+        original = own_parameters(found).get("original")
         if original is not None:
             return only.forward(original)
     return found()  # type: ignore[no-any-return]
 
 
-def _read_in(block: MutableMapping[Any, Any], found: nn.Module, tensor_name: str) -> Tensor:
-    """The tensor within ``parametrize.cached()``.
-
-    The key is the list of this very instance, so copies do not share an entry; and an entry that
-    was made without gradients, or before an original changed, is made again.
-
-    Raises:
-        RuntimeError: while tracing, as in PyTorch.
-    """
+def _read_in(block: MutableMapping[Any, Any], found: nn.Module) -> Tensor:
+    """The tensor within ``parametrize.cached()``, computed anew once an original has changed."""
     if torch.jit.is_tracing():
         raise RuntimeError("Cannot trace a model while caching parametrizations.")
-    cache = block.get((found, tensor_name))
-    if cache is None:
-        cache = block.setdefault((found, tensor_name), WeightCache())
-    return cache.read(found, [*found.parameters(), *found.buffers()], found)  # type: ignore[no-any-return]
+    # PyTorch's key has the id of the module that a class was made for, which copies share.
+    cache: WeightCache = block.setdefault(found, WeightCache())
+    return cache.read(found, [*found.parameters(), *found.buffers()], found)

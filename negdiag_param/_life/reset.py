@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from negdiag_param._life import lookup
-from negdiag_param._life.assign import writes
+from negdiag_param._life.assign import carry_out, writes
 from negdiag_param._private import own_buffers, own_modules, own_parameters
 
 METHODS = ("reset_parameters", "_reset_parameters")
@@ -19,7 +19,6 @@ def resetting(base: type[nn.Module], method: str) -> Callable[[nn.Module], None]
     """The method of ``base``, so that it reaches registered tensors too."""
 
     def reset(self: nn.Module) -> None:
-        """As the class does it without the parametrization, then mapped back."""
         own = [*own_parameters(self).values(), *own_buffers(self).values()]
         before = [(t, t.detach().clone()) for t in own if t is not None and not is_lazy(t)]
         try:
@@ -31,8 +30,7 @@ def resetting(base: type[nn.Module], method: str) -> Callable[[nn.Module], None]
                 for tensor, value in before:
                     tensor.copy_(value)
             raise
-        for write in chain(*changes):
-            write.carry_out()
+        carry_out(chain(*changes))
 
     reset.__name__ = method
     return reset
@@ -45,7 +43,7 @@ def _reset_values(module: nn.Module, base: type[nn.Module], method: str) -> dict
     mappings: list[dict[str, Any]]
     mappings = [own_modules(holder), own_parameters(module), own_buffers(module)]
     saved = [dict(mapping) for mapping in mappings]
-    order, mine = lookup.first_order(module), lookup.ours(module)
+    order, mine = lookup.own_tensors(module), lookup.ours(module)
     try:
         for name in mine:
             values[name] = plain = getattr(module, name).detach().clone()
