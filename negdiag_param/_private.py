@@ -1,7 +1,8 @@
 """The only place that reads private PyTorch names, each with what happens once it is gone."""
 
+import sys
 import warnings
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Collection, MutableMapping
 from functools import lru_cache
 from itertools import count
 from typing import Any
@@ -18,6 +19,11 @@ _UNKNOWN_VERSIONS = count()
 # What a parallel style asks a module for before it converts anything. If it is gone, the error of
 # a style that comes too late is PyTorch's own.
 DISTRIBUTED_MARK = "_distribute_module_applied"
+
+# The process groups that there are, live. If unknown, collectives go unnoticed.
+PROCESS_GROUPS: Collection[Any] = getattr(
+    sys.modules.get("torch.distributed.distributed_c10d"), "_pg_map", ()
+)
 
 
 def _read(owner: Any, name: str, otherwise: Any, consequence: str) -> Any:
@@ -94,6 +100,41 @@ def version(tensor: Tensor) -> int:
     consequence = "weights are computed anew instead of cached"
     found = _read(tensor, "_version", None, consequence)
     return next(_UNKNOWN_VERSIONS) if found is None else found
+
+
+def state(tensor: Tensor) -> tuple[object, ...]:
+    """What differs once ``tensor`` has changed in place, or been given other data."""
+    return version(tensor), tensor.data_ptr(), tensor.dtype, tensor.device, tensor.requires_grad
+
+
+def is_untouched(
+    tensor: Tensor, before: tuple[object, ...], result: Tensor, result_version: int
+) -> bool:
+    """Whether ``tensor`` is in the state ``before`` and nothing traces. If unknown: no, slower."""
+    try:
+        return (
+            tensor._version == before[0]
+            and tensor.data_ptr() == before[1]
+            and tensor.dtype is before[2]
+            and tensor.requires_grad is before[4]
+            and result._version == result_version
+            and not torch._C._len_torch_dispatch_stack()
+            and torch._C._get_tracing_state() is None
+        )
+    except AttributeError as error:
+        _warn_once(str(error.name), "cached weights are read slowly")
+        return False
+
+
+def collectives() -> int:
+    """How many collectives this process has begun. If unknown: another number each time.
+
+    They write into a tensor without moving its version counter.
+    """
+    try:
+        return sum(group._get_sequence_number_for_group() + 1 for group in PROCESS_GROUPS)
+    except (AttributeError, RuntimeError):  # of a backend that does not count
+        return -1 - next(_UNKNOWN_VERSIONS)
 
 
 def function_transforms_active(if_unknown: bool = True) -> bool:

@@ -1,7 +1,7 @@
 """A weight that was computed before, with what tells whether it still holds."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,23 +10,23 @@ from negdiag_param import _private
 from negdiag_param._parametrization.steps import STEPS
 
 
-class _Entry(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Entry:
     sources: tuple[Tensor, ...]
     states: list[tuple[object, ...]]
+    modules: tuple[object, ...]  # what computed the weight
     storages: list[torch.UntypedStorage]  # kept, so that no other gets their address
-    steps: int
+    steps: object
     weight: Tensor
     weight_version: int
 
-    def holds_for(self, sources: Sequence[Tensor]) -> bool:
+    def holds_for(self, sources: Sequence[Tensor], holder: nn.Module) -> bool:
         """Whether the weight is still what ``sources`` give, and may be returned here."""
-        compared = zip(self.sources, sources, self.states, strict=False)
         return (
             self.steps == STEPS.count()
             and len(self.sources) == len(sources)
-            and all(
-                known is source and state == _state(source) for known, source, state in compared
-            )
+            and all(map(_is_same, self.sources, sources, self.states))
+            and self.modules == (*_private.own_modules(holder).values(),)
             and self.weight_version == _private.version(self.weight)
             # With gradients enabled, a weight without them will not do for sources with them.
             and (
@@ -40,17 +40,36 @@ class _Entry(NamedTuple):
 class WeightCache:
     """At most one weight, with the tensors it was computed from. A copy or a pickle is empty."""
 
-    __slots__ = ("_entry",)
+    __slots__ = ("__weakref__", "entry")
 
     def __init__(self) -> None:
-        self._entry: _Entry | None = None
+        self.entry: _Entry | None = None
 
     def __reduce__(self) -> tuple[type["WeightCache"], tuple[()]]:
         return WeightCache, ()
 
     def drop(self) -> None:
         """Forgets the weight."""
-        self._entry = None
+        self.entry = None
+
+    def glance(self, parameters: dict[str, nn.Parameter | None]) -> Tensor | None:
+        """The weight in the usual case, in one expression; None says to look closely.
+
+        The usual case is one plain parameter, the original of a list that holds ``parameters``,
+        and nothing that watches.
+        """
+        entry = self.entry  # read once: another thread may drop it
+        if entry is None:
+            return None
+        source, weight = entry.sources[0], entry.weight
+        holds = (
+            len(entry.sources) == 1
+            and parameters.get("original") is source
+            and entry.steps == STEPS.count()
+            and _private.is_untouched(source, entry.states[0], weight, entry.weight_version)
+            and (weight.requires_grad or not torch.is_grad_enabled())
+        )
+        return weight if holds else None
 
     def read(
         self, holder: nn.Module, sources: Sequence[Tensor], compute: Callable[[], Tensor]
@@ -58,8 +77,8 @@ class WeightCache:
         """The weight that ``compute`` makes of ``sources``, which ``holder`` holds."""
         if torch.jit.is_tracing() or _private.dispatch_mode_active():
             return compute()  # a trace would keep what is known already as a constant
-        entry = self._entry  # read once: another thread may drop it
-        if entry is not None and entry.holds_for(sources):
+        entry = self.entry  # read once: another thread may drop it
+        if entry is not None and entry.holds_for(sources, holder):
             return entry.weight
         if (
             _private.is_managed_by_fsdp(holder)
@@ -72,7 +91,7 @@ class WeightCache:
         STEPS.watch()
         # The states are taken before the tensors are read: if another thread writes in between,
         # the entry is stale from the start and the next reader makes its own.
-        steps, states = STEPS.count(), [_state(source) for source in sources]
+        steps, states = STEPS.count(), [_private.state(source) for source in sources]
         storages = [source.untyped_storage() for source in sources]
         # Tensors made in inference mode have no version counter.
         with_grad = torch.is_grad_enabled()
@@ -81,12 +100,11 @@ class WeightCache:
         for i, source in enumerate(sources):
             # Other parametrizations may write to their buffers meanwhile, as spectral_norm does.
             if not isinstance(source, nn.Parameter):
-                states[i] = _state(source)
-        version = _private.version(weight)
-        self._entry = _Entry(tuple(sources), states, storages, steps, weight, version)
+                states[i] = _private.state(source)
+        modules, version = (*_private.own_modules(holder).values(),), _private.version(weight)
+        self.entry = _Entry(tuple(sources), states, modules, storages, steps, weight, version)
         return weight
 
 
-def _state(source: Tensor) -> tuple[object, ...]:
-    """What differs once ``source`` has changed."""
-    return _private.version(source), source.data_ptr(), source.dtype, source.device
+def _is_same(known: Tensor, source: Tensor, state: tuple[object, ...]) -> bool:
+    return known is source and state == _private.state(source)

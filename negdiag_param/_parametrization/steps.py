@@ -20,12 +20,12 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from typing_extensions import override
 
 from negdiag_param._links import Links
-from negdiag_param._private import own_modules, own_parameters
+from negdiag_param._private import PROCESS_GROUPS, collectives, own_modules, own_parameters
 from negdiag_param._ranks import shards
 
 
 class StepCount:
-    """Tells whether any optimizer has made a step."""
+    """Tells whether any optimizer has made a step, or any collective has begun."""
 
     def __init__(self) -> None:
         self._happened = False
@@ -36,12 +36,12 @@ class StepCount:
         """From now on, every step of every optimizer is noticed."""
         register_optimizer_step_post_hook(self._note)
 
-    def count(self) -> int:
-        """A number that is another one after a step."""
+    def count(self) -> int | tuple[int, int]:
+        """What is different after a step, and after a collective."""
         if self._happened:
             self._happened = False
             self._count += 1
-        return self._count
+        return (self._count, collectives()) if PROCESS_GROUPS else self._count
 
     def _note(self, *_: object) -> None:
         # Only sets, as a compiled step that read anything here would be compiled anew for it.
