@@ -5,7 +5,7 @@ from typing import TypeAlias
 from torch import nn
 from typing_extensions import TypeIs
 
-from negdiag_param._maths.diagonal import Taps
+from negdiag_param._parametrization.options import Options
 
 _Convolution: TypeAlias = (
     nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
@@ -27,14 +27,21 @@ def blocks(owner: nn.Module, tensor_name: str) -> int:
     return 1
 
 
-def check(owner: nn.Module, tensor_name: str, taps: Taps) -> None:
+def check(owner: nn.Module, tensor_name: str, options: Options) -> None:
     """Refuses sparse gradients, and dilated even kernels where the diagonal is in the centre."""
     if isinstance(owner, (nn.Embedding, nn.EmbeddingBag)) and owner.sparse:
         raise ValueError(
             f"expected a layer with dense gradients, got {type(owner).__name__}("
             f"sparse=True); make it with sparse=False"
         )
-    if taps == "center" and has_kernel(owner, tensor_name):
+    if not has_kernel(owner, tensor_name):
+        return
+    if options.dominance and options.taps == "all":
+        raise ValueError(
+            f"expected taps='center' for dominance={options.dominance!r} of a convolution, got "
+            f"taps='all', which is no diagonal of its matrix"
+        )
+    if options.taps == "center":
         for size, dilation in zip(owner.kernel_size, owner.dilation, strict=True):
             if size % 2 == 0 and dilation > 1:  # the diagonal falls between two taps
                 raise ValueError(

@@ -119,16 +119,17 @@ def _planned(target: Target, template: NegativeDiagonal) -> NegativeDiagonal:
             value = target.tensor
         checks.check_dims(target, options.dims, value)
         check(value, options.diagonal, template.strict)
-        layers.check(owner, tensor_name, options.taps)
+        layers.check(owner, tensor_name, options)
         # What the layer says of dims and blocks is written in one form only, so that checkpoints
         # of the same meaning carry the same mark.
         dims, blocks = options.diagonal.resolved(value.ndim), options.blocks
         if blocks is None and dims == (0, 1):
             blocks = layers.blocks(owner, tensor_name)
+        usual = Diagonal().resolved(value.ndim)
         planned = copy.deepcopy(template)
         planned.options = replace(
             options,
-            dims=None if dims == Diagonal().resolved(value.ndim) else dims,
+            dims=None if dims == usual and not (options.dominance and options.dims) else dims,
             blocks=None if blocks == 1 else blocks,
         )
         planned.record = Record(

@@ -12,6 +12,7 @@ from negdiag_param._life import lookup
 from negdiag_param._maths.feasible import Infeasible
 from negdiag_param._parametrization.invert import dense, named, summary
 from negdiag_param._parametrization.parametrization import NegativeDiagonal
+from negdiag_param._private import own_parameters
 from negdiag_param._ranks import shards
 
 
@@ -63,14 +64,34 @@ def writes(
                     f"{type(parametrization).__name__}"
                 )
     sources: Any = value
+    others: list[tuple[Tensor, Tensor]] = []
     with torch.no_grad():
         for parametrization in parametrizations:
-            policy = (infeasible,) if isinstance(parametrization, NegativeDiagonal) else ()
-            sources = parametrization.right_inverse(sources, *policy)
+            if isinstance(parametrization, NegativeDiagonal):
+                sources, scaling = inverse(parametrization, sources, infeasible)
+                others += scaling
+            else:
+                sources = parametrization.right_inverse(sources)
     sources = [sources] if isinstance(sources, Tensor) else list(sources)
     shapes = [[tuple(t.shape) for t in tensors] for tensors in (targets, sources)]
     if shapes[0] != shapes[1]:
         raise ValueError(
             f"{tensor_name}: expected originals of shapes {shapes[0]}, got {shapes[1]}"
         )
-    return list(zip(targets, sources, strict=True))
+    return [*zip(targets, sources, strict=True), *others]
+
+
+def inverse(
+    parametrization: NegativeDiagonal, value: Tensor, infeasible: Infeasible | None = None
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """The original for ``value``, and what the scaling has to hold, which is not written yet."""
+    scaled = parametrization.options.dominance == "scaled"
+    eta = own_parameters(parametrization).get("eta")
+    if not scaled or eta is None:
+        return parametrization.right_inverse(value, infeasible), []
+    before = eta.detach().clone()
+    try:
+        original = parametrization.right_inverse(value, infeasible)
+        return original, [(eta, eta.detach().clone())]
+    finally:
+        eta.copy_(before)

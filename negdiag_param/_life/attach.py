@@ -60,6 +60,8 @@ def _attach(
     tensor: Any = (own_parameters(owner) if is_parameter else own_buffers(owner)).pop(tensor_name)
     found = _list(parametrization, tensor, original)
     parametrization.train(owner.training)
+    if parametrization.options.dominance == "scaled" and not tensor.requires_grad:
+        parametrization.requires_grad_(False)
     non_persistent_buffers(owner).discard(tensor_name)
     if not parametrization.record.persistent:
         non_persistent_buffers(found).add("original")

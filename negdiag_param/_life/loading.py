@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from negdiag_param._life import lookup
+from negdiag_param._life import assign, lookup
 from negdiag_param._parametrization.invert import summary
 from negdiag_param._parametrization.parametrization import NegativeDiagonal
 from negdiag_param._private import is_placeholder
@@ -61,25 +61,34 @@ def _translate(
                 value = state_dict.pop(plain)
                 assigned = local_metadata.get("assign_to_params_buffers", False)
                 with agreement.together(originals, plain):
-                    state_dict[original] = _inverse(value, originals[0], parametrization, assigned)
+                    state_dict[original], others = _inverse(
+                        value, originals[0], parametrization, assigned
+                    )
+                if parametrization.options.dominance == "scaled":
+                    others = others or [parametrization.eta]
+                    state_dict[f"{prefix}parametrizations.{tensor_name}.0.eta"] = others[0]
         except (TypeError, ValueError) as error:
             yield f"While loading {plain}: {error}"
             # The current tensors take the place of what was refused, so that PyTorch loads them
             # and reports nothing beside our error.
             state_dict[original] = originals[0]
             state_dict[mark] = parametrization.get_extra_state()
+            if parametrization.options.dominance == "scaled":
+                state_dict[f"{prefix}parametrizations.{tensor_name}.0.eta"] = parametrization.eta
 
 
 def _inverse(
     value: Any, original: Tensor, parametrization: NegativeDiagonal, assigned: bool
-) -> Any:
+) -> tuple[Any, list[Any]]:
+    """The original for ``value``, and the scaling that belongs to it, if there is one."""
     if not isinstance(value, Tensor) or value.shape != original.shape:
-        return value  # load_state_dict says what is wrong with it
+        return value, []  # load_state_dict says what is wrong with it
     _check_real(value)
     if not assigned:
         value = shards.aligned(value.to(original.dtype), original)
     with torch.inference_mode(False), torch.no_grad():  # a parameter that can be trained later
-        return shards.like(parametrization.right_inverse(value), original)
+        found, scaling = assign.inverse(parametrization, value)
+        return shards.like(found, original), [eta for _, eta in scaling]
 
 
 def _check_real(value: object) -> None:

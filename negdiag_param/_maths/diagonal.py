@@ -3,13 +3,22 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import reduce
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 Taps = Literal["all", "center"]
 TAPS: tuple[Taps, ...] = ("all", "center")
+
+
+class Lines(NamedTuple):
+    """A tensor with each of its blocks apart, and the dimensions of a matrix in it."""
+
+    blocked: Tensor
+    row: int
+    column: int
+    taps: tuple[int, ...]  # which belong to both rows and columns
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,12 @@ class Diagonal:
         across = row if blocked.shape[row] > blocked.shape[column] else column
         entries = blocked.masked_fill(~mask, 0).sum(across, keepdim=True)
         return torch.where(mask, value(entries), blocked).reshape(tensor.shape)
+
+    def lines(self, tensor: Tensor) -> "Lines":
+        """Where the rows and the columns of the matrices in ``tensor`` lie."""
+        blocked, row, column = self._blocked(tensor, self._fitting(tensor))
+        taps = range(column + 1, blocked.ndim) if self.taps == "center" else ()
+        return Lines(blocked, row, column, tuple(taps))
 
     def resolved(self, ndim: int) -> tuple[int, ...]:
         """``dims`` as non-negative numbers, for a tensor of ``ndim`` dimensions."""

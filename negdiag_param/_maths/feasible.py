@@ -20,33 +20,56 @@ class Verdict:
     not_finite: int = 0
     infeasible: int = 0
     largest: float = -torch.inf
+    dominance: str = ""
+    name: str = ""  # of the row or column that fails by ``largest``
+    too_large: int = 0  # rows or columns that leave no room for a diagonal entry
 
     def __add__(self, other: "Verdict") -> "Verdict":
+        worse = max(self, other, key=lambda verdict: verdict.largest)
         return Verdict(
             self.entries + other.entries,
             self.not_finite + other.not_finite,
             self.infeasible + other.infeasible,
-            max(self.largest, other.largest),
+            worse.largest,
+            self.dominance or other.dominance,
+            worse.name,
+            self.too_large + other.too_large,
         )
 
     def warning(self, limits: Limits, infeasible: Infeasible) -> str | None:
-        """What is to be reflected and warned of, if anything."""
+        """What is to be reflected or lowered and warned of, if anything."""
+        lines = "columns" if self.dominance == "columns" else "rows"
         if self.not_finite:
+            finite = f"finite {lines}" if self.dominance else "a finite diagonal"
+            what = f"{lines} with NaN or infinity" if self.dominance else "entries NaN or infinite"
+            raise ValueError(f"expected {finite}, got {self.not_finite} of {self.entries} {what}")
+        if self.too_large:
             raise ValueError(
-                f"expected a finite diagonal, got {self.not_finite} of {self.entries} entries NaN "
-                f"or infinite"
+                f"expected {lines} that a diagonal entry can dominate, got {self.too_large} of "
+                f"{self.entries} whose absolute sum is beyond the largest number of the dtype"
             )
         if not self.infeasible or infeasible == "reflect":
             return None
-        at_most = f"a diagonal of at most {-limits.margin}"
-        wanted = at_most if limits.margin else "a negative diagonal"
-        message = (
-            f"expected {wanted}, got {self.infeasible} of {self.entries} entries that "
-            f"are not, the largest {self.largest:.6g}"
-        )
+        if self.dominance:
+            bound = f"<= {-limits.margin}" if limits.margin else "< 0"
+            message = (
+                f"expected a diagonal that dominates its {lines}, W_ii + sum |W_ij| {bound} "
+                f"(dominance={self.dominance!r}), got {self.infeasible} of {self.entries} {lines} "
+                f"that fail, {self.name} by {self.largest:.6g}"
+            )
+        else:
+            message = self._not_negative(limits)
         if infeasible == "error":
             raise ValueError(message)
         return message
+
+    def _not_negative(self, limits: Limits) -> str:
+        at_most = f"a diagonal of at most {-limits.margin}"
+        wanted = at_most if limits.margin else "a negative diagonal"
+        return (
+            f"expected {wanted}, got {self.infeasible} of {self.entries} entries that "
+            f"are not, the largest {self.largest:.6g}"
+        )
 
 
 def judge(entries: Tensor, limits: Limits) -> Verdict:

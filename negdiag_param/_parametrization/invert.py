@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from negdiag_param._maths import dominance as dominant
 from negdiag_param._maths.diagonal import Diagonal
+from negdiag_param._maths.dominance import Dominance
 from negdiag_param._maths.feasible import Infeasible, Verdict, judge, reflected
-from negdiag_param._maths.limits import FLOAT_DTYPES
+from negdiag_param._maths.limits import FLOAT_DTYPES, Limits
 from negdiag_param._maths.strict import StrictMap
 from negdiag_param._private import has_values
 from negdiag_param._ranks import agreement, shards
@@ -39,40 +41,55 @@ def dense(tensor: object) -> Tensor:
     return tensor
 
 
-def check(tensor: object, diagonal: Diagonal, strict: StrictMap) -> None:
+def check(
+    tensor: object, diagonal: Diagonal, strict: StrictMap, dominance: Dominance | None = None
+) -> None:
     """Refuses what has no diagonal of this kind, saying what was expected."""
     tensor = dense(tensor)
     if tensor.dtype not in FLOAT_DTYPES:
         raise TypeError(f"expected float16, bfloat16, float32 or float64, got {summary(tensor)}")
     misfit = diagonal.misfit(tensor.shape)
+    if dominance and not misfit:
+        misfit = dominance.misfit(diagonal, tensor.shape)
     if misfit:
         raise ValueError(f"{misfit}; got {summary(tensor)}")
     with _about(tensor):
         strict.limits(tensor.dtype)
-    shards.entries(tensor, diagonal)
+    shards.parts(tensor, diagonal, dominance)
 
 
 @torch.no_grad()
 def inverted(
-    weight: Tensor, diagonal: Diagonal, strict: StrictMap, infeasible: Infeasible
-) -> tuple[Tensor, str | None]:
-    """An original that gives ``weight``, never aliasing it, and what to warn of, if anything."""
+    weight: Tensor,
+    diagonal: Diagonal,
+    strict: StrictMap,
+    infeasible: Infeasible,
+    dominance: Dominance | None = None,
+) -> tuple[Tensor, str | None, Tensor | None]:
+    """An original that gives ``weight``, never aliasing it, and what to warn of, if anything.
+
+    The third is the scaling that belongs to the original, if the diagonal dominates under one.
+    """
     verdict, original = Verdict(), weight
     misfit: Exception | None = None  # of the tensor
     reason: Exception | None = None  # of its entries
     try:
-        check(weight, diagonal, strict)
+        check(weight, diagonal, strict, dominance)
     except (TypeError, ValueError) as error:
         misfit = error
     else:
         limits = strict.limits(weight.dtype)
         original = weight.detach().clone(memory_format=_memory_format(weight))
-        held = shards.entries(original, diagonal) if has_values(original) else []
-        verdict = sum((judge(entries, limits) for entries in held), Verdict())
+        parts = shards.parts(original, diagonal, dominance) if has_values(original) else []
+        if dominance and dominance.kind == "scaled":
+            for part, place in parts or [(original, diagonal)]:
+                dominance = dominance.scaled(part, place, limits)
+        held = [_Held(*part, limits, dominance) for part in parts]
+        verdict = sum((each.verdict for each in held), Verdict())
         try:
             verdict.warning(limits, infeasible)
-            for entries in held:
-                entries.copy_(strict.inverse(reflected(entries, limits)))
+            for each in held:
+                each.invert(strict)
         except Exception as error:
             reason = error
     # All ranks come here, also those that cannot go on.
@@ -83,7 +100,31 @@ def inverted(
         warning = verdict.warning(strict.limits(weight.dtype), infeasible)
         if failed is not None:
             raise reason or ValueError("expected a diagonal that all ranks can invert, got none")
-    return original, f"{warning}, {summary(weight)}" if warning else None
+    eta = dominance.eta if dominance else None
+    return original, f"{warning}, {summary(weight)}" if warning else None, eta
+
+
+class _Held:
+    """The diagonal entries in a part of a tensor, and what is wrong with them."""
+
+    def __init__(
+        self, part: Tensor, diagonal: Diagonal, limits: Limits, dominance: Dominance | None
+    ) -> None:
+        self.entries, self.limits = diagonal.view(part), limits
+        self.sizes = dominance.sizes(part, diagonal) if dominance else None
+        if dominance and self.sizes:
+            kind = dominance.kind
+            self.verdict = dominant.judge(self.entries, self.sizes, limits, diagonal, kind)
+        else:
+            self.verdict = judge(self.entries, limits)
+
+    def invert(self, strict: StrictMap) -> None:
+        """Turns the entries into originals, which they stand for from then on."""
+        if self.sizes:
+            value = dominant.feasible(self.entries, self.sizes, self.limits)
+            self.entries.copy_(dominant.inverse(value, strict, self.sizes.up))
+        else:
+            self.entries.copy_(strict.inverse(reflected(self.entries, self.limits)))
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from negdiag_param._parametrization.options import Options
 from negdiag_param._private import has_values
 
 _LENGTH, _TEXT, _GAP = 256, 176, 8.0
-_KEPT = ("dims", "blocks", "taps")  # the options that change what an original means
+_KEPT = ("dims", "blocks", "taps", "dominance")  # the options that change what an original means
 
 
 class Meaning(NamedTuple):

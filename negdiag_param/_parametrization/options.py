@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from typing_extensions import TypedDict, override
 
 from negdiag_param._maths.diagonal import TAPS, Diagonal, Taps
+from negdiag_param._maths.dominance import DOMINANCE, Kind
 from negdiag_param._maths.feasible import INFEASIBLE, Infeasible
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -21,6 +22,7 @@ class OptionsDict(TypedDict, total=False):
     dims: tuple[int, ...] | None
     taps: Taps
     blocks: int | None
+    dominance: Kind | None
     infeasible: Infeasible
     cache_in_eval: bool
 
@@ -40,6 +42,7 @@ class Options:
     dims: tuple[int, ...] | None = None
     taps: Taps = "all"
     blocks: int | None = None
+    dominance: Kind | None = None
     infeasible: Infeasible = "warn"
     cache_in_eval: bool = False
     diagonal: Diagonal = field(init=False, repr=False, compare=False)
@@ -63,6 +66,8 @@ class Options:
                 raise TypeError(f"blocks: expected an integer, got {type(blocks).__name__}")
             if blocks < 1:
                 raise ValueError(f"blocks: expected at least 1, got {blocks}")
+        if self.dominance is not None:
+            check_choice("dominance", self.dominance, DOMINANCE)
         check_choice("infeasible", self.infeasible, INFEASIBLE)
         if not isinstance(self.cache_in_eval, bool):
             raise TypeError(f"cache_in_eval: expected True or False, got {self.cache_in_eval!r}")

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from typing_extensions import Self, Unpack, override
 
 from negdiag_param._callers import warn_user
+from negdiag_param._maths.dominance import Dominance
 from negdiag_param._maths.feasible import INFEASIBLE, Infeasible
 from negdiag_param._maths.kernel import mapped
 from negdiag_param._maths.limits import Limits
@@ -89,6 +90,7 @@ class NegativeDiagonal(nn.Module):
     """
 
     scalar_map: ScalarMap  # of a ready class; those of users define map and inverse instead
+    eta: nn.Parameter | None  # the logarithms of the scaling, with dominance="scaled"
 
     @options_shown
     def __init__(self, margin: float = 0.0, **options: Unpack[OptionsDict]) -> None:
@@ -99,6 +101,8 @@ class NegativeDiagonal(nn.Module):
         self.strict = StrictMap(chosen, self.options.margin)
         self.cache = WeightCache()
         self.homes = Homes() if chosen.is_projection else None
+        if self.options.dominance == "scaled":
+            self.register_parameter("eta", None)  # until the shape is known
 
     def map(self, x: Tensor) -> Tensor:
         """The scalar map, entry by entry: from any real to a negative number.
@@ -137,9 +141,16 @@ class NegativeDiagonal(nn.Module):
         policy, name = infeasible or self.options.infeasible, self.record.name
         check_choice("infeasible", policy, INFEASIBLE)
         with named(name):
-            original, warning = inverted(weight, self.options.diagonal, self.strict, policy)
+            original, warning, eta = inverted(
+                weight, self.options.diagonal, self.strict, policy, self._dominance
+            )
         if warning:
-            warn_user(f"{name}: {warning}; they are reflected, d -> -|d|")
+            remedy = "reflected, d -> -|d|"
+            if self.options.dominance:
+                remedy = "lowered as far as needed"
+            warn_user(f"{name}: {warning}; they are {remedy}")
+        if eta is not None:
+            self._set_scaling(eta)
         if self.record.ndim is None:
             self.record = replace(self.record, ndim=original.ndim)
         return original
@@ -147,11 +158,19 @@ class NegativeDiagonal(nn.Module):
     def entries(self, original: Tensor) -> Tensor:
         """The mapped diagonal of ``original`` alone, differentiable, in O(n).
 
-        A distributed ``original`` is gathered.
+        With ``dominance`` it takes the whole weight. A distributed ``original`` is gathered.
         """
+        diagonal, dominance = self.options.diagonal, self._dominance
         with named(self.record.name):
-            check(original, self.options.diagonal, self.strict)
-        return mapped(self.options.diagonal.view(shards.whole(original)), self.strict)
+            check(original, diagonal, self.strict)
+        original = shards.whole(original)
+        if not dominance:
+            return mapped(diagonal.view(original), self.strict)
+        with named(self.record.name):
+            check(original, diagonal, self.strict, dominance)
+        if dominance.eta is not None:
+            dominance = Dominance(dominance.kind, shards.whole(dominance.eta))
+        return diagonal.view(shards.constrain(original, diagonal, self.strict, dominance))
 
     @override
     def get_extra_state(self) -> Tensor:
@@ -180,17 +199,32 @@ class NegativeDiagonal(nn.Module):
 
     def _constrained(self, original: Tensor) -> Tensor:
         try:
-            return shards.constrain(original, self.options.diagonal, self.strict)
+            return shards.constrain(original, self.options.diagonal, self.strict, self._dominance)
         except Exception:
             # Checking beforehand would cost more than the map of a small layer.
             with named(self.record.name):
-                check(original, self.options.diagonal, self.strict)
+                check(original, self.options.diagonal, self.strict, self._dominance)
             raise
+
+    @property
+    def _dominance(self) -> Dominance | None:
+        """What the diagonal is lowered by, with the present scaling; None if it is not."""
+        kind = self.options.dominance
+        if kind is None:
+            return None
+        return Dominance(kind, self.eta if kind == "scaled" else None)
+
+    def _set_scaling(self, eta: Tensor) -> None:
+        if self.eta is None:
+            self.eta = nn.Parameter(eta.clone())
+        else:
+            self.eta.copy_(eta)
 
     def _meaning(self) -> mark.Meaning:
         chosen = self.strict.scalar_map
         # What a map has learnt lies beside it in the checkpoint.
-        values = () if self._own_tensors() else chosen.sampled()
+        learns = len(self._own_tensors()) > (self.options.dominance == "scaled")
+        values = () if learns else chosen.sampled()
         return mark.Meaning.of(chosen, self.options, values)
 
     def _own_tensors(self) -> list[Tensor]:

@@ -7,6 +7,7 @@ whole shard as a rule, and on up to three parts of it where it cuts through ``bl
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +18,7 @@ from typing_extensions import TypeIs
 
 from negdiag_param._maths import kernel
 from negdiag_param._maths.diagonal import Diagonal
+from negdiag_param._maths.dominance import Dominance
 from negdiag_param._maths.strict import StrictMap
 
 if TYPE_CHECKING:
@@ -41,19 +43,29 @@ def mesh_dims(tensor: Tensor) -> int:
     return tensor.device_mesh.ndim if is_sharded(tensor) else 0
 
 
-def constrain(original: Tensor, diagonal: Diagonal, strict: StrictMap) -> Tensor:
+def constrain(
+    original: Tensor, diagonal: Diagonal, strict: StrictMap, dominance: Dominance | None = None
+) -> Tensor:
     """The constrained weight, distributed as ``original`` is."""
     if not is_sharded(original):
-        return kernel.constrain(original, diagonal, strict)
-    shard, parts = _in_parts(original, diagonal)
+        return _constrained(original, diagonal, strict, dominance)
+    shard, parts = _in_parts(original, diagonal, dominance)
     if not (torch.compiler.is_compiling() or kernel.is_transformed(original)):
         shard = _Local.apply(original)  # type: ignore[no-untyped-call]
     if len(parts) == 1 and not parts[0].box:
-        return _wrapped(kernel.constrain(shard, parts[0].diagonal, strict), original)
+        weight = _constrained(shard, parts[0].diagonal, strict, dominance)
+        return _wrapped(weight, original)
     weight = shard.clone()
     for part in parts:
-        part.of(weight).copy_(kernel.constrain(part.of(shard), part.diagonal, strict))
+        part.of(weight).copy_(_constrained(part.of(shard), part.diagonal, strict, dominance))
     return _wrapped(weight, original)
+
+
+def _constrained(
+    original: Tensor, diagonal: Diagonal, strict: StrictMap, dominance: Dominance | None
+) -> Tensor:
+    weight = kernel.constrain(original, diagonal, strict)
+    return dominance.lowered(weight, diagonal, strict) if dominance else weight
 
 
 def project_(original: Tensor, diagonal: Diagonal, strict: StrictMap) -> None:
@@ -63,14 +75,17 @@ def project_(original: Tensor, diagonal: Diagonal, strict: StrictMap) -> None:
         kernel.project_(part.of(shard), part.diagonal, strict)
 
 
-def entries(tensor: Tensor, diagonal: Diagonal) -> list[Tensor]:
-    """Views of the diagonal entries of ``tensor`` that this rank holds.
+def parts(
+    tensor: Tensor, diagonal: Diagonal, dominance: Dominance | None = None
+) -> list[tuple[Tensor, Diagonal]]:
+    """Views of what this rank holds of ``tensor``, with the diagonal in each.
 
     Raises:
-        ValueError: if the placements do not say exactly which they are.
+        ValueError: if the placements do not say exactly where it is, or keep the ``dominance`` from
+            being computed.
     """
-    shard, parts = _in_parts(tensor, diagonal)
-    return [part.diagonal.view(part.of(shard)) for part in parts]
+    shard, found = _in_parts(tensor, diagonal, dominance)
+    return [(part.of(shard), part.diagonal) for part in found]
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -145,10 +160,14 @@ class _Part(NamedTuple):
         return shard
 
 
-def _in_parts(tensor: Tensor, diagonal: Diagonal) -> tuple[Tensor, tuple[_Part, ...]]:
+def _in_parts(
+    tensor: Tensor, diagonal: Diagonal, dominance: Dominance | None = None
+) -> tuple[Tensor, tuple[_Part, ...]]:
     """What this rank holds of ``tensor``, and the parts of that with diagonal entries."""
     if not is_sharded(tensor):
         return tensor, (_Part((), diagonal),)
+    if dominance:
+        _check_lines(tensor, diagonal, dominance)
     shard, mesh = tensor.to_local(), tensor.device_mesh
     coordinate = mesh.get_coordinate()
     if coordinate is None:  # this rank holds nothing of the tensor
@@ -156,7 +175,41 @@ def _in_parts(tensor: Tensor, diagonal: Diagonal) -> tuple[Tensor, tuple[_Part, 
     compiling = torch.compiler.is_compiling()  # which takes no cached functions
     find = find_parts.__wrapped__ if compiling else find_parts
     shapes = tuple(tensor.shape), tuple(shard.shape)
-    return shard, find(*shapes, tuple(tensor.placements), mesh, tuple(coordinate), diagonal)
+    found = find(*shapes, tuple(tensor.placements), mesh, tuple(coordinate), diagonal)
+    if dominance:  # which takes all taps, and leaves out other blocks only
+        rows = diagonal.resolved(tensor.ndim)[0]
+        found = tuple(
+            _Part(
+                tuple(cut for cut in part.box if cut[0] == rows),
+                replace(part.diagonal, taps=diagonal.taps),
+            )
+            for part in found
+        )
+    return shard, found
+
+
+def _check_lines(tensor: "DTensor", diagonal: Diagonal, dominance: Dominance) -> None:
+    """Refuses shards that end within a row, or a column, whose sum would need the other ranks."""
+    mesh, placements = tensor.device_mesh, tensor.placements
+    split = {
+        placement.dim
+        for placement, chunks in zip(placements, mesh.shape, strict=True)
+        if hasattr(placement, "dim") and chunks > 1
+    }
+    dims = diagonal.resolved(tensor.ndim)
+    if dominance.kind == "scaled":
+        needed, across = "replicas", split
+    else:
+        kind = dominance.kind
+        needed = f"shards of whole {kind}"
+        other = dims[kind == "rows"]
+        taps = range(2, tensor.ndim) if diagonal.taps == "center" else ()
+        across = split & {other, *taps}
+    if across:
+        raise ValueError(
+            f"expected {needed} for dominance={dominance.kind!r}, whose sums would otherwise need "
+            f"the other ranks, found {placements} of {tuple(tensor.shape)} on {mesh}"
+        )
 
 
 @lru_cache(maxsize=4096)

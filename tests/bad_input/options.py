@@ -84,7 +84,7 @@ CONSTANTS = {
 }
 HAVE_ONE = {"beta": NegSoftplusDiagonal}
 UNKNOWN = {"a misspelt option": "margins", "the constant of another map": "beta"}
-KNOWN = "margin, dims, taps, blocks, infeasible, cache_in_eval"
+KNOWN = "margin, dims, taps, blocks, dominance, infeasible, cache_in_eval"
 # What is fit in itself, but not for a Linear(3, 3).
 UNFIT: dict[str, tuple[dict[str, Any], str]] = {
     "dims out of range": ({"dims": (0, 2)}, "dims within 2 dimensions, got dims=(0, 2)"),

@@ -10,7 +10,7 @@ from torch import nn
 from negdiag_param import NegativeDiagonal, NegSoftplusDiagonal, register_negative_diagonal
 from tests.support.tables import BUILT_IN
 
-OPTIONS = ["margin", "dims", "taps", "blocks", "infeasible", "cache_in_eval"]
+OPTIONS = ["margin", "dims", "taps", "blocks", "dominance", "infeasible", "cache_in_eval"]
 CONSTANTS = {NegSoftplusDiagonal: ["beta"]}
 
 
