@@ -11,7 +11,6 @@ elsewhere it is a chain of operations whose derivatives are those of the formula
 
 from contextlib import suppress
 from dataclasses import dataclass
-from math import prod
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -67,10 +66,10 @@ class Dominance:
         """``weight``, which the map has just made, with its diagonal lowered."""
         lowest = strict.limits(weight.dtype).lowest
         if _private.is_exporting() or torch.jit.is_tracing():
-            learns = weight.requires_grad and not torch.onnx.is_in_onnx_export()
+            learns = not torch.onnx.is_in_onnx_export()
             rest = diagonal.exported(weight, torch.zeros_like)
-            sizes = self._sizes(rest, diagonal, keepdim=True)
-            return diagonal.exported(weight, lambda x: _through(x, sizes, lowest, learns))
+            sizes, up = self._sizes(rest, diagonal, keepdim=True)
+            return diagonal.exported(weight, lambda x: _through(x, sizes, up, lowest, learns))
         with_grad = torch.is_grad_enabled()
         if (
             torch.compiler.is_compiling()
@@ -79,7 +78,7 @@ class Dominance:
         ):
             entries = diagonal.view(weight)
             rest = diagonal.scattered(weight, torch.zeros_like(entries))
-            entries = _through(entries, self._sizes(rest, diagonal), lowest)
+            entries = _through(entries, *self._sizes(rest, diagonal), lowest)
             return diagonal.scattered(weight, entries)
         if weight.requires_grad and with_grad:
             return _Lowered.apply(weight, diagonal, self, lowest)  # type: ignore[no-any-return, no-untyped-call]
@@ -91,14 +90,15 @@ class Dominance:
         entries = diagonal.view(weight)
         values = entries.clone()
         entries.zero_()
-        entries.copy_(below(values, self._sizes(weight, diagonal), lowest))
+        sizes, up = self._sizes(weight, diagonal)
+        entries.copy_(below(values, sizes * up, lowest))
 
     def sizes(self, weight: Tensor, diagonal: Diagonal) -> Sizes:
         """What the diagonal has to be larger than."""
         rest = weight.detach().clone()
         diagonal.view(rest).zero_()
-        exact = self._sizes(rest.to(_exact(rest)), diagonal, up=False)
-        return Sizes(self._sizes(rest, diagonal), exact)
+        sizes, up = self._sizes(rest, diagonal)
+        return Sizes(sizes * up, self._sizes(rest.to(_exact(rest)), diagonal)[0])
 
     def scaled(self, weight: Tensor, diagonal: Diagonal, limits: Limits) -> "Dominance":
         """Under the same scaling or, where that fails, one that makes the matrix dominant, if any.
@@ -125,27 +125,27 @@ class Dominance:
         return Dominance(self.kind, torch.where(better, found, known))
 
     def _sizes(
-        self, rest: Tensor, diagonal: Diagonal, keepdim: bool = False, up: bool = True
-    ) -> Tensor:
-        """The absolute sums of ``rest``, which is zero on the diagonal, rounded up."""
+        self, rest: Tensor, diagonal: Diagonal, keepdim: bool = False
+    ) -> tuple[Tensor, float]:
+        """The absolute sums of ``rest``, which is zero on the diagonal, and what rounds them up."""
         blocked, row, column, taps = lines = diagonal.lines(rest)
         kept, summed = (column, row) if self.kind == "columns" else (row, column)
         dims = summed, *taps
         sizes = widened(blocked.abs())
-        count = prod(blocked.shape[dim] for dim in dims)
         if self.eta is None:
             sizes = sizes.sum(dims, keepdim=True)
         else:
-            count += 16  # for the scaling
             scaling = _scaling(self.eta, sizes.dtype)
             sizes = (sizes * _beside(scaling, lines, column)).sum(dims, keepdim=True)
             sizes = sizes / _beside(scaling, lines, row)
-        # A sum of n rounded numbers is off by less than n / 2 eps, in whichever order.
-        if up:
-            sizes = sizes * (1.0 + count * torch.finfo(sizes.dtype).eps)
+        # A sum of n rounded numbers is off by less than n / 2 eps, in whichever order. What is left
+        # of n eps covers those who check it by another sum, and 16 more the scaling.
+        count = blocked.numel() // max(sizes.numel(), 1) + (0 if self.eta is None else 16)
         if keepdim:
-            return sizes.transpose(kept, row)
-        return sizes.squeeze(dims).movedim(kept - sum(dim < kept for dim in dims), -1)
+            sizes = sizes.transpose(kept, row)
+        else:
+            sizes = sizes.squeeze(dims).movedim(kept - sum(dim < kept for dim in dims), -1)
+        return sizes, 1.0 + count * torch.finfo(sizes.dtype).eps
 
 
 class _Lowered(torch.autograd.Function):
@@ -295,11 +295,13 @@ def _beside(entries: Tensor, lines: Lines, dim: int) -> Tensor:
     return entries.movedim(-1, before).reshape(shape)
 
 
-def _through(entries: Tensor, sizes: Tensor, lowest: float, learns: bool = True) -> Tensor:
+def _through(
+    entries: Tensor, sizes: Tensor, up: float, lowest: float, learns: bool = True
+) -> Tensor:
     """The lowered entries, with the derivatives of the difference."""
     if not learns:
-        return below(entries, sizes, lowest)
+        return below(entries, sizes * up, lowest)
     smooth = widened(entries) - sizes
-    value = below(entries.detach(), sizes.detach(), lowest)
+    value = below(entries.detach(), sizes.detach() * up, lowest)
     # Where sums overflow, infinity less itself.
     return value + (smooth - smooth.detach()).nan_to_num(0.0).to(entries.dtype)
