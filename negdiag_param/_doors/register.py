@@ -67,6 +67,12 @@ def register_negative_diagonal(
             "same" zero padding is the main diagonal of the convolution written as a matrix.
         blocks: how many matrices are stacked along the rows, each with its own diagonal. None
             infers the groups of a convolution and the gates of ``weight_hh*``; otherwise 1.
+        dominance: ``"rows"``, ``"columns"`` or ``"scaled"``: the diagonal outweighs the other
+            entries of its row or column, see :class:`NegativeDiagonal`, so that ``x' = W x`` is
+            stable. Registering lowers the diagonal as far as that takes, which for a layer
+            initialised as usual is far. ``"scaled"`` adds a parameter, ``eta``, which an optimizer
+            made before does not hold: give it
+            ``optimizer.add_param_group({"params": module.parametrizations.weight[0].eta})``.
         infeasible: what a later assignment does with diagonal entries that are not below
             ``-margin``: ``"warn"`` reflects and warns, ``"reflect"`` is silent, ``"error"``
             raises, here as well.

@@ -5,8 +5,8 @@ column. In real arithmetic every Gershgorin disc then lies left of ``-margin``: 
 up, differences down. Rows that are larger than the dtype's largest number are the exception: the
 diagonal stays finite.
 
-In eager mode this is an autograd function that works in place on the copy that the map has made;
-elsewhere it is a chain of operations whose derivatives are those of the formula.
+In eager mode this is one autograd function with the map; elsewhere it follows the map, as a chain of
+operations whose derivatives are those of the formula.
 """
 
 from contextlib import suppress
@@ -62,43 +62,30 @@ class Dominance:
             return f"expected a square matrix {asked}, got {rows} rows and {columns} columns{each}"
         return None
 
-    def lowered(self, weight: Tensor, diagonal: Diagonal, strict: StrictMap) -> Tensor:
-        """``weight``, which the map has just made, with its diagonal lowered."""
+    def constrain(self, original: Tensor, diagonal: Diagonal, strict: StrictMap) -> Tensor:
+        """A copy of ``original`` whose diagonal is mapped by ``strict``, then lowered."""
+        exports = _private.is_exporting() or torch.jit.is_tracing()
+        compiles = torch.compiler.is_compiling()
+        if not (exports or compiles or kernel.is_transformed(original)) and strict.has_slope:
+            return _Fused.apply(original, self.eta, diagonal, self, strict)  # type: ignore[no-any-return, no-untyped-call]
+        weight = kernel.constrain(original, diagonal, strict)
         lowest = strict.limits(weight.dtype).lowest
-        if _private.is_exporting() or torch.jit.is_tracing():
+        if exports:
             learns = not torch.onnx.is_in_onnx_export()
             rest = diagonal.exported(weight, torch.zeros_like)
-            sizes, up = self._sizes(rest, diagonal, keepdim=True)
+            sizes, up = self.sums(rest.abs(), diagonal, keepdim=True)
             return diagonal.exported(weight, lambda x: _through(x, sizes, up, lowest, learns))
-        with_grad = torch.is_grad_enabled()
-        if (
-            torch.compiler.is_compiling()
-            or kernel.is_transformed(weight)
-            or (self.eta is not None and with_grad)
-        ):
-            entries = diagonal.view(weight)
-            rest = diagonal.scattered(weight, torch.zeros_like(entries))
-            entries = _through(entries, *self._sizes(rest, diagonal), lowest)
-            return diagonal.scattered(weight, entries)
-        if weight.requires_grad and with_grad:
-            return _Lowered.apply(weight, diagonal, self, lowest)  # type: ignore[no-any-return, no-untyped-call]
-        self.lower_(weight, diagonal, lowest)
-        return weight
-
-    def lower_(self, weight: Tensor, diagonal: Diagonal, lowest: float) -> None:
-        """Lowers the diagonal in place, out of the sight of autograd."""
         entries = diagonal.view(weight)
-        values = entries.clone()
-        entries.zero_()
-        sizes, up = self._sizes(weight, diagonal)
-        entries.copy_(below(values, sizes * up, lowest))
+        rest = diagonal.scattered(weight, torch.zeros_like(entries))
+        entries = _through(entries, *self.sums(rest.abs(), diagonal), lowest)
+        return diagonal.scattered(weight, entries)
 
     def sizes(self, weight: Tensor, diagonal: Diagonal) -> Sizes:
         """What the diagonal has to be larger than."""
-        rest = weight.detach().clone()
+        rest = weight.detach().abs()
         diagonal.view(rest).zero_()
-        sizes, up = self._sizes(rest, diagonal)
-        return Sizes(sizes * up, self._sizes(rest.to(_exact(rest)), diagonal)[0])
+        sizes, up = self.sums(rest, diagonal)
+        return Sizes(sizes * up, self.sums(rest.to(_exact(rest)), diagonal)[0])
 
     def scaled(self, weight: Tensor, diagonal: Diagonal, limits: Limits) -> "Dominance":
         """Under the same scaling or, where that fails, one that makes the matrix dominant, if any.
@@ -124,14 +111,12 @@ class Dominance:
         better = ~_fails(entries, other.sizes(weight, diagonal), limits).any(-1, keepdim=True)
         return Dominance(self.kind, torch.where(better, found, known))
 
-    def _sizes(
-        self, rest: Tensor, diagonal: Diagonal, keepdim: bool = False
-    ) -> tuple[Tensor, float]:
-        """The absolute sums of ``rest``, which is zero on the diagonal, and what rounds them up."""
+    def sums(self, rest: Tensor, diagonal: Diagonal, keepdim: bool = False) -> tuple[Tensor, float]:
+        """The sums of ``rest``, absolute and zero on the diagonal, and what rounds them up."""
         blocked, row, column, taps = lines = diagonal.lines(rest)
         kept, summed = (column, row) if self.kind == "columns" else (row, column)
         dims = summed, *taps
-        sizes = widened(blocked.abs())
+        sizes = widened(blocked)
         if self.eta is None:
             sizes = sizes.sum(dims, keepdim=True)
         else:
@@ -148,31 +133,75 @@ class Dominance:
         return sizes, 1.0 + count * torch.finfo(sizes.dtype).eps
 
 
-class _Lowered(torch.autograd.Function):
-    """In place, for the sums of rows or columns."""
-
+class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, weight: Tensor, diagonal: Diagonal, dominance: Dominance, lowest: float
+        ctx: Any,
+        original: Tensor,
+        eta: Tensor | None,
+        diagonal: Diagonal,
+        dominance: Dominance,
+        strict: StrictMap,
     ) -> Tensor:
-        dominance.lower_(weight, diagonal, lowest)
-        ctx.mark_dirty(weight)
-        ctx.save_for_backward(weight)
-        ctx.diagonal, ctx.kind = diagonal, dominance.kind
+        limits = strict.limits(original.dtype)
+        weight = original.abs()  # first the sizes, later the weight: two copies take longer
+        entries = diagonal.view(weight)
+        entries.zero_()
+        sizes, up = dominance.sums(weight, diagonal)
+        weight.copy_(original)
+        ctx.slope = None
+        if strict.is_projection:
+            values = entries.clamp(max=limits.bound)
+        elif any(ctx.needs_input_grad):
+            values, ctx.slope = strict.value_and_slope(entries)
+            values = values.to(entries.dtype)
+        else:
+            values = strict.value(entries)
+        entries.copy_(below(values, sizes * up, limits.lowest))
+        ctx.save_for_backward(original, eta)
+        ctx.diagonal, ctx.dominance, ctx.strict = diagonal, dominance, strict
         return weight
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        (weight,) = ctx.saved_tensors
-        signs = weight.detach().sign()
-        ctx.diagonal.view(signs).zero_()
-        lines = ctx.diagonal.lines(grad)
-        price = _beside(
-            ctx.diagonal.view(grad), lines, lines.column if ctx.kind == "columns" else lines.row
-        )
-        signs = ctx.diagonal.lines(signs).blocked
-        found = torch.addcmul(lines.blocked, signs, price, value=-1)
-        return found.view(grad.shape), None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        original, eta = ctx.saved_tensors
+        diagonal, nothing = ctx.diagonal, (None,) * 3
+        force, slope, eta_grad = diagonal.view(grad), ctx.slope, None
+        differentiates = torch.is_grad_enabled()
+        if differentiates and slope is not None:
+            # A second derivative needs the first as a function of the original, and of the scaling.
+            slope = ctx.strict.slope(diagonal.view(original))
+        if differentiates and eta is not None:
+            copy, eta = original.clone(), eta.clone()  # not leaves, which may have hooks
+            rest = diagonal.scattered(copy, torch.zeros_like(force)).abs()
+            sizes, _ = Dominance("scaled", eta).sums(rest, diagonal)
+            found, eta_grad = torch.autograd.grad(
+                -sizes, (copy, eta), force.to(sizes.dtype), create_graph=True
+            )
+            found = found + grad
+        else:
+            signs = original.detach().sign()
+            diagonal.view(signs).zero_()
+            lines, (signs, *_) = diagonal.lines(grad), diagonal.lines(signs)
+            blocked, row, column, taps = lines
+            price = force
+            if eta is not None:
+                scaling = _scaling(eta, signs.dtype)
+                signs.mul_(_beside(scaling, lines, column))
+                price = force / scaling
+            price = _beside(price, lines, column if ctx.dominance.kind == "columns" else row)
+            if ctx.needs_input_grad[1]:
+                sizes = widened(signs * diagonal.lines(original.detach()).blocked)
+                own = sizes.sum((column, *taps), keepdim=True) * price
+                others = (sizes * price).sum((row, *taps), keepdim=True)
+                eta_grad = (own.transpose(row, column) - others).squeeze((row, *taps))
+                eta_grad = eta_grad.movedim(column - (row < column), -1).to(eta)
+            found = torch.addcmul(blocked, signs, price, value=-1).view(grad.shape)
+        if slope is not None and differentiates:
+            found = diagonal.scattered(found, diagonal.view(found) * slope)
+        elif slope is not None:
+            diagonal.view(found).mul_(slope)
+        return found, eta_grad, *nothing
 
 
 def below(entries: Tensor, sizes: Tensor, lowest: float) -> Tensor:

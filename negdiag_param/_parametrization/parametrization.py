@@ -68,9 +68,20 @@ class NegativeDiagonal(nn.Module):
             stride 1 and "same" zero padding is the main diagonal of the convolution as a matrix.
         blocks: how many matrices are stacked along the row dimension, each with its diagonal.
             None means 1, or what the helper infers.
+        dominance: ``"rows"`` or ``"columns"`` lowers each mapped diagonal entry by the absolute sum
+            of the others in its row or column, so that every eigenvalue has a real part of at most
+            ``-margin``; in a norm of its own ``exp(W t)`` never exceeds ``exp(-margin t)``, the
+            infinity norm for rows, the 1-norm for columns. ``"scaled"`` weighs entry (i, j) with
+            ``exp(eta_j - eta_i)``, where ``eta`` is a parameter of this module that starts at zero.
+            For square matrices, batches and blocks of them, and the convolutions of as many
+            outputs as inputs per group with ``taps="center"``; the rows of a transposed
+            convolution are its inputs. Where a sum exceeds the dtype's largest number, the
+            diagonal is the lowest finite one, and does not dominate.
         infeasible: what assigning a diagonal entry that is not below ``-margin`` does:
             ``"warn"`` reflects it, ``d -> -|d|``, and warns; ``"reflect"`` is silent; ``"error"``
             raises. An entry that lands on or inside the boundary starts a little outside of it.
+            With ``dominance``, entries are lowered as far as needed instead, and those nearer to
+            the boundary than the rounding of the sums by so much, silently.
         cache_in_eval: in eval mode without gradients, compute the weight once and reuse it until
             the original changes. Writes through ``.data`` go unnoticed, hence off by default.
 

@@ -64,8 +64,9 @@ def constrain(
 def _constrained(
     original: Tensor, diagonal: Diagonal, strict: StrictMap, dominance: Dominance | None
 ) -> Tensor:
-    weight = kernel.constrain(original, diagonal, strict)
-    return dominance.lowered(weight, diagonal, strict) if dominance else weight
+    if dominance:
+        return dominance.constrain(original, diagonal, strict)
+    return kernel.constrain(original, diagonal, strict)
 
 
 def project_(original: Tensor, diagonal: Diagonal, strict: StrictMap) -> None:
