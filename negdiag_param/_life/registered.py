@@ -203,8 +203,7 @@ def tensor_property(tensor_name: str, asks: bool = False) -> property:
     """
 
     def get(self: nn.Module) -> Tensor:
-        holder: Any = own_modules(self).get("parametrizations")
-        found = None if holder is None else own_modules(holder).get(tensor_name)
+        holder, found = _private.own_lists(self, tensor_name)
         if found is None:
             if tensor_name in vars(self):
                 return vars(self)[tensor_name]  # type: ignore[no-any-return]
@@ -213,8 +212,8 @@ def tensor_property(tensor_name: str, asks: bool = False) -> property:
             return found()  # type: ignore[no-any-return]
         recent = holder.recent.get(tensor_name)
         cache = None if recent is None else recent()
-        weight = None if cache is None else cache.glance(own_parameters(found))
-        if weight is not None and len(own_modules(found)) == 1:
+        weight = None if cache is None else cache.glance(found)
+        if weight is not None:
             return weight  # type: ignore[no-any-return]
         if asks:
             found = self.get_submodule(f"parametrizations.{tensor_name}")

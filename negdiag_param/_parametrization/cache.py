@@ -19,6 +19,7 @@ class _Entry:
     steps: object
     weight: Tensor
     weight_version: int
+    glance: tuple[Tensor, tuple[object, ...]] | None  # of the only source, for the usual case
 
     def holds_for(self, sources: Sequence[Tensor], holder: nn.Module) -> bool:
         """Whether the weight is still what ``sources`` give, and may be returned here."""
@@ -52,24 +53,17 @@ class WeightCache:
         """Forgets the weight."""
         self.entry = None
 
-    def glance(self, parameters: dict[str, nn.Parameter | None]) -> Tensor | None:
-        """The weight in the usual case, in one expression; None says to look closely.
+    def glance(self, parametrizations: nn.Module) -> Tensor | None:
+        """The weight, if it is seen at a glance that it holds; None says to look closely.
 
-        The usual case is one plain parameter, the original of a list that holds ``parameters``,
-        and nothing that watches.
+        That is the usual case: one plain parameter, one parametrization, and nothing that watches.
         """
         entry = self.entry  # read once: another thread may drop it
-        if entry is None:
+        if entry is None or entry.glance is None or entry.steps != STEPS.count():
             return None
-        source, weight = entry.sources[0], entry.weight
-        holds = (
-            len(entry.sources) == 1
-            and parameters.get("original") is source
-            and entry.steps == STEPS.count()
-            and _private.is_untouched(source, entry.states[0], weight, entry.weight_version)
-            and (weight.requires_grad or not torch.is_grad_enabled())
-        )
-        return weight if holds else None
+        weight = entry.weight
+        untouched = _private.is_untouched(parametrizations, *entry.glance, weight)
+        return weight if untouched else None
 
     def read(
         self, holder: nn.Module, sources: Sequence[Tensor], compute: Callable[[], Tensor]
@@ -102,7 +96,9 @@ class WeightCache:
             if not isinstance(source, nn.Parameter):
                 states[i] = _private.state(source)
         modules, version = (*_private.own_modules(holder).values(),), _private.version(weight)
-        self.entry = _Entry(tuple(sources), states, modules, storages, steps, weight, version)
+        glance = (sources[0], (*states[0], version)) if len(sources) == 1 else None
+        found = tuple(sources), states, modules, storages, steps, weight, version, glance
+        self.entry = _Entry(*found)
         return weight
 
 
