@@ -22,7 +22,7 @@ def nearest(
     give ``goal`` it is the one nearest to zero.
     """
     sign = torch.where(function(high) < function(low), -1, 1)
-    below, above = rank(low), rank(high)
+    lowest, highest = below, above = rank(low), rank(high)
     for _ in range(8 * goal.dtype.itemsize):
         middle = (below & above) + ((below ^ above) >> 1)  # the mean, without overflow
         x = number(middle, goal.dtype)
@@ -34,7 +34,7 @@ def nearest(
     best = number(below, goal.dtype)
     error = (function(best) - goal).abs()
     for step in (-1, 1, -2):
-        other = number((below + step).clamp(rank(low), rank(high)), goal.dtype)
+        other = number((below + step).clamp(lowest, highest), goal.dtype)
         its = (function(other) - goal).abs()
         best, error = torch.where(its < error, other, best), torch.minimum(its, error)
     return best

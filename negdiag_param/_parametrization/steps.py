@@ -8,7 +8,7 @@ gradient descent.
 from collections.abc import Callable, Iterable
 from functools import cached_property, lru_cache
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary, WeakSet, ref
 
 import torch
@@ -114,8 +114,12 @@ class _Projections:
         with torch.no_grad():
             for place, found in plan.originals.items():
                 home = found()
-                if home is not None and _original(found) is parameters[place]:
-                    _project(own_modules(home).get("0"), parameters[place])
+                if home is None or _original(found) is not parameters[place]:
+                    continue
+                original, first = parameters[place], cast(Any, own_modules(home).get("0"))
+                # Not what FullyShardedDataParallel leaves between forward passes, a flat piece.
+                if vars(first).get("homes") is not None and first.record.ndim == original.ndim:
+                    shards.project_(original, first.options.diagonal, first.strict)
 
     def _originals(self, parameters: list[Tensor]) -> dict[int, "ref[ParametrizationList]"]:
         found = self._known(parameters)
@@ -142,13 +146,6 @@ class _Projections:
 def _original(found: "ref[ParametrizationList]") -> Tensor | None:
     home = found()
     return None if home is None else own_parameters(home).get("original")
-
-
-def _project(parametrization: Any, original: Any) -> None:
-    # What FullyShardedDataParallel leaves of an original between forward passes is a flat piece.
-    is_projection = vars(parametrization).get("homes") is not None
-    if is_projection and parametrization.record.ndim == original.ndim:
-        shards.project_(original, parametrization.options.diagonal, parametrization.strict)
 
 
 def _note_home(module: nn.Module, name: str, child: nn.Module | None) -> None:
