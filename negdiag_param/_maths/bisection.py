@@ -27,7 +27,7 @@ def nearest(
         middle = (below & above) + ((below ^ above) >> 1)  # the mean, without overflow
         x = number(middle, goal.dtype)
         difference = (function(x) - goal) * sign
-        # Where the function reaches the goal, towards zero.
+        # Where the function equals the goal, go on towards zero.
         goes_up = (difference < 0) | ((difference == 0) & (middle < 0))
         below, above = torch.where(goes_up, middle + 1, below), torch.where(goes_up, above, middle)
         below = torch.minimum(below, above)

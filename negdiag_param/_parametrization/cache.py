@@ -1,4 +1,4 @@
-"""A weight that was computed before, with what tells whether it still holds."""
+"""A weight that was computed before, with what tells whether it is still valid."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -13,13 +13,13 @@ from negdiag_param._parametrization.steps import STEPS
 class _Entry(NamedTuple):
     sources: tuple[Tensor, ...]
     states: list[tuple[object, ...]]
-    storages: list[torch.UntypedStorage]  # kept, so that no other gets their address
+    storages: list[torch.UntypedStorage]  # kept alive, so that no other gets their address
     steps: int
     weight: Tensor
     weight_version: int
 
     def holds_for(self, sources: Sequence[Tensor]) -> bool:
-        """Whether the weight is still what ``sources`` give, and may be returned here."""
+        """Whether the weight is still what ``sources`` give, with gradients if they are needed."""
         compared = zip(self.sources, sources, self.states, strict=False)
         return (
             self.steps == STEPS.count()
@@ -28,7 +28,6 @@ class _Entry(NamedTuple):
                 known is source and state == _state(source) for known, source, state in compared
             )
             and self.weight_version == _private.version(self.weight)
-            # With gradients enabled, a weight without them will not do for sources with them.
             and (
                 self.weight.requires_grad
                 or not torch.is_grad_enabled()
@@ -57,7 +56,7 @@ class WeightCache:
     ) -> Tensor:
         """The weight that ``compute`` makes of ``sources``, which ``holder`` holds."""
         if torch.jit.is_tracing() or _private.dispatch_mode_active():
-            return compute()  # a trace would keep what is known already as a constant
+            return compute()  # a trace would record a cached weight as a constant
         entry = self._entry  # read once: another thread may drop it
         if entry is not None and entry.holds_for(sources):
             return entry.weight
