@@ -1,6 +1,7 @@
 """A weight that was computed before, with what tells whether it is still valid."""
 
 from collections.abc import Callable, Sequence
+from operator import is_
 from typing import NamedTuple
 
 import torch
@@ -20,13 +21,10 @@ class _Entry(NamedTuple):
 
     def holds_for(self, sources: Sequence[Tensor]) -> bool:
         """Whether the weight is still what ``sources`` give, with gradients if they are needed."""
-        compared = zip(self.sources, sources, self.states, strict=False)
         return (
             self.steps == STEPS.count()
-            and len(self.sources) == len(sources)
-            and all(
-                known is source and state == _state(source) for known, source, state in compared
-            )
+            and all(map(is_, self.sources, sources))
+            and self.states == [_state(source) for source in sources]
             and self.weight_version == _private.version(self.weight)
             and (
                 self.weight.requires_grad
