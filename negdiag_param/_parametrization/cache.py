@@ -1,7 +1,8 @@
-"""A weight that was computed before, with what tells whether it still holds."""
+"""A weight that was computed before, with what tells whether it is still valid."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import is_
 
 import torch
 from torch import Tensor, nn
@@ -15,21 +16,20 @@ class _Entry:
     sources: tuple[Tensor, ...]
     states: list[tuple[object, ...]]
     modules: tuple[object, ...]  # what computed the weight
-    storages: list[torch.UntypedStorage]  # kept, so that no other gets their address
+    storages: list[torch.UntypedStorage]  # kept alive, so that no other gets their address
     steps: object
     weight: Tensor
     weight_version: int
     glance: tuple[Tensor, tuple[object, ...]] | None  # of the only source, for the usual case
 
     def holds_for(self, sources: Sequence[Tensor], holder: nn.Module) -> bool:
-        """Whether the weight is still what ``sources`` give, and may be returned here."""
+        """Whether the weight is still what ``sources`` give, with gradients if they are needed."""
         return (
             self.steps == STEPS.count()
-            and len(self.sources) == len(sources)
-            and all(map(_is_same, self.sources, sources, self.states))
+            and all(map(is_, self.sources, sources))
+            and self.states == [_private.state(source) for source in sources]
             and self.modules == (*_private.own_modules(holder).values(),)
             and self.weight_version == _private.version(self.weight)
-            # With gradients enabled, a weight without them will not do for sources with them.
             and (
                 self.weight.requires_grad
                 or not torch.is_grad_enabled()
@@ -70,7 +70,7 @@ class WeightCache:
     ) -> Tensor:
         """The weight that ``compute`` makes of ``sources``, which ``holder`` holds."""
         if torch.jit.is_tracing() or _private.dispatch_mode_active():
-            return compute()  # a trace would keep what is known already as a constant
+            return compute()  # a trace would record a cached weight as a constant
         entry = self.entry  # read once: another thread may drop it
         if entry is not None and entry.holds_for(sources, holder):
             return entry.weight
@@ -100,7 +100,3 @@ class WeightCache:
         found = tuple(sources), states, modules, storages, steps, weight, version, glance
         self.entry = _Entry(*found)
         return weight
-
-
-def _is_same(known: Tensor, source: Tensor, state: tuple[object, ...]) -> bool:
-    return known is source and state == _private.state(source)
