@@ -13,7 +13,7 @@ that take effect. Removing the last parametrization gives the module its first c
 
 import copyreg
 from collections.abc import Iterable, MutableMapping
-from functools import partial
+from itertools import chain
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -47,22 +47,25 @@ class Parametrizations(nn.ModuleDict):
     @override
     def __setitem__(self, key: str, module: nn.Module) -> None:
         super().__setitem__(key, module)
-        for owner in self.owner:
-            if key not in _names(type(owner)) and key in vars(type(owner)):
-                delattr(type(owner), key)
-            update_class(owner)
+        self._update_class(key)
 
     @override
     def __delitem__(self, key: str) -> None:
         super().__delitem__(key)
-        for owner in self.owner:
-            if key in _names(type(owner)) and key not in vars(type(owner)):
-                setattr(type(owner), key, tensor_property(key))
-            update_class(owner)
+        self._update_class(key)
 
     @override
     def _get_name(self) -> str:
         return "ModuleDict"
+
+    def _update_class(self, key: str) -> None:
+        for owner in self.owner:
+            cls = type(owner)
+            if key in _names(cls):
+                setattr(cls, key, tensor_property(key))
+            elif key in vars(cls):
+                delattr(cls, key)
+            owner.__class__ = own_class(base_of(owner), lookup.lists(owner))
 
 
 class _NotYetDistributed:
@@ -74,12 +77,12 @@ class _NotYetDistributed:
     def __get__(self, module: nn.Module | None, cls: type[nn.Module]) -> bool:
         # dir() and inspect.getmembers() read this too.
         if module is not None and is_distributing():
-            for tensor_name in lookup.ours(module):
-                if not all(map(shards.is_sharded, lookup.originals(module, tensor_name))):
-                    raise ValueError(
-                        f"expected a {base_of(module).__name__} without a negative diagonal to "
-                        f"distribute, got a registered one; the order is {shards.ORDER}"
-                    )
+            originals = [lookup.originals(module, name) for name in lookup.ours(module)]
+            if not all(map(shards.is_sharded, chain.from_iterable(originals))):
+                raise ValueError(
+                    f"expected a {base_of(module).__name__} without a negative diagonal to "
+                    f"distribute, got a registered one; the order is {shards.ORDER}"
+                )
         return False
 
 
@@ -90,11 +93,6 @@ def set_lists(module: nn.Module, lists: dict[str, nn.Module]) -> None:
         own_modules(module)["parametrizations"] = Parametrizations(module, lists)
     else:
         del own_modules(module)["parametrizations"]
-
-
-def update_class(module: nn.Module) -> None:
-    """Gives ``module`` the class for the tensors that are parametrized now."""
-    module.__class__ = own_class(base_of(module), lookup.lists(module))
 
 
 def base_of(module: nn.Module) -> type[nn.Module]:
@@ -164,8 +162,8 @@ def _made(base: type[nn.Module], tensor_names: tuple[str, ...]) -> type[nn.Modul
     load = _private.loading_method(base)
     if load is not None:
         namespace[load.__name__] = loading.translating(load)
-    for name in filter(partial(hasattr, base), reset.METHODS):
-        namespace[name] = reset.resetting(base, name)
+    resets = [name for name in reset.METHODS if hasattr(base, name)]
+    namespace |= {name: reset.resetting(base, name) for name in resets}
     namespace |= {name: tensor_property(name) for name in tensor_names}
     make_class: Any = type(base)  # a metaclass, such as ABCMeta
     cls: type[nn.Module] = make_class(f"Parametrized{base.__name__}", (base,), namespace)
