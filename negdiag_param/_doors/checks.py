@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from negdiag_param._doors.layers import has_kernel
 from negdiag_param._doors.targets import Target, every, is_registered
 from negdiag_param._parametrization.invert import dense, summary
 
@@ -32,15 +31,6 @@ def check_carrier(target: Target) -> None:
         raise ValueError(
             f"expected a tensor whose entries have a memory of their own, got {summary(stored)} "
             f"with strides {stored.stride()}; make it contiguous first"
-        )
-
-
-def check_dims(target: Target, dims: tuple[int, ...] | None, value: Tensor) -> None:
-    """Refuses tensors of three and more dimensions where nothing says which are the matrix."""
-    if dims is None and value.ndim > 2 and not has_kernel(target.owner, target.tensor_name):
-        raise ValueError(
-            f"expected dims, such as dims=(-2, -1), for a tensor of {value.ndim} "
-            f"dimensions, got none; {summary(value)}"
         )
 
 

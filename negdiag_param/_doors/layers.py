@@ -2,10 +2,11 @@
 
 from typing import TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import TypeIs
 
-from negdiag_param._maths.diagonal import Taps
+from negdiag_param._maths.diagonal import Diagonal
+from negdiag_param._parametrization.invert import summary
 
 _Convolution: TypeAlias = (
     nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
@@ -27,14 +28,19 @@ def blocks(owner: nn.Module, tensor_name: str) -> int:
     return 1
 
 
-def check(owner: nn.Module, tensor_name: str, taps: Taps) -> None:
-    """Refuses sparse gradients, and dilated even kernels where the diagonal is in the centre."""
+def check(owner: nn.Module, tensor_name: str, diagonal: Diagonal, value: Tensor) -> None:
+    """Refuses layers whose gradients, dimensions or kernels do not suit."""
+    if diagonal.dims is None and value.ndim > 2 and not has_kernel(owner, tensor_name):
+        raise ValueError(
+            f"expected dims, such as dims=(-2, -1), for a tensor of {value.ndim} "
+            f"dimensions, got none; {summary(value)}"
+        )
     if isinstance(owner, (nn.Embedding, nn.EmbeddingBag)) and owner.sparse:
         raise ValueError(
             f"expected a layer with dense gradients, got {type(owner).__name__}("
             f"sparse=True); make it with sparse=False"
         )
-    if taps == "center" and has_kernel(owner, tensor_name):
+    if diagonal.taps == "center" and has_kernel(owner, tensor_name):
         for size, dilation in zip(owner.kernel_size, owner.dilation, strict=True):
             if size % 2 == 0 and dilation > 1:  # the diagonal falls between two taps
                 raise ValueError(

@@ -28,8 +28,16 @@ def registration(owner: nn.Module, tensor_name: str, parametrization: NegativeDi
     if tensor_name not in lookup.lists(owner):
         return partial(_attach, owner, tensor_name, parametrization, original)
     # Another parametrization maps the tensor already, to what ours maps to the same value.
-    writes = assign.writes(owner, tensor_name, original)
-    return partial(_append, owner, tensor_name, parametrization, writes)
+    changes = assign.writes(owner, tensor_name, original)
+
+    def append() -> None:
+        parametrization.train(owner.training)
+        lists = lookup.lists(owner)
+        lists[tensor_name].append(parametrization)  # type: ignore[operator]
+        assign.carry_out(changes)
+        registered.set_lists(owner, lists)
+
+    return append
 
 
 def removal(owner: nn.Module, tensor_name: str) -> Change:
@@ -37,7 +45,27 @@ def removal(owner: nn.Module, tensor_name: str) -> Change:
     originals = lookup.originals(owner, tensor_name)
     with torch.inference_mode(False), torch.no_grad():
         value: Tensor = getattr(owner, tensor_name).detach()
-    return partial(_detach, owner, tensor_name, originals, value)
+
+    def detach() -> None:
+        order, record = lookup.own_tensors(owner), lookup.ours(owner)[tensor_name].record
+        tensor = originals[0]
+        if len(originals) > 1:
+            trained = any(original.requires_grad for original in originals)
+            tensor = nn.Parameter(value, trained) if isinstance(tensor, nn.Parameter) else value
+        elif is_plain(tensor):
+            give_data(tensor, value)
+        else:
+            assign.carry_out([(tensor, value)])
+        lists = lookup.lists(owner)
+        del lists[tensor_name]
+        registered.set_lists(owner, lists)
+        mapping = _mapping(owner, tensor)
+        mapping[tensor_name] = tensor
+        lookup.sort(mapping, order)
+        if not record.persistent:
+            non_persistent_buffers(owner).add(tensor_name)
+
+    return detach
 
 
 def carry_out(changes: Iterable[Change], owners: Iterable[nn.Module]) -> None:
@@ -88,39 +116,6 @@ def _list(
     return found
 
 
-def _append(
-    owner: nn.Module,
-    tensor_name: str,
-    parametrization: NegativeDiagonal,
-    changes: list[tuple[Tensor, Tensor]],
-) -> None:
-    parametrization.train(owner.training)
-    lists = lookup.lists(owner)
-    lists[tensor_name].append(parametrization)  # type: ignore[operator]
-    assign.carry_out(changes)
-    registered.set_lists(owner, lists)
-
-
-def _detach(owner: nn.Module, tensor_name: str, originals: list[Tensor], value: Tensor) -> None:
-    order, record = lookup.own_tensors(owner), lookup.ours(owner)[tensor_name].record
-    tensor = originals[0]
-    if len(originals) > 1:
-        trained = any(original.requires_grad for original in originals)
-        tensor = nn.Parameter(value, trained) if isinstance(tensor, nn.Parameter) else value
-    elif is_plain(tensor):
-        give_data(tensor, value)
-    else:
-        assign.carry_out([(tensor, value)])
-    lists = lookup.lists(owner)
-    del lists[tensor_name]
-    registered.set_lists(owner, lists)
-    mapping = _mapping(owner, tensor)
-    mapping[tensor_name] = tensor
-    lookup.sort(mapping, order)
-    if not record.persistent:
-        non_persistent_buffers(owner).add(tensor_name)
-
-
 def _mapping(module: nn.Module, tensor: Tensor) -> dict[str, Any]:
     """Where ``module`` keeps tensors of this kind."""
     return own_parameters(module) if isinstance(tensor, nn.Parameter) else own_buffers(module)
@@ -149,7 +144,6 @@ def _without_mark(
 
 
 def _undo(owner: nn.Module) -> Change:
-    """What puts ``owner`` back as it is now."""
     cls, volatile = owner.__class__, set(non_persistent_buffers(owner))
     modules = [owner, *lookup.lists(owner).values()]
     kinds: Any = (own_parameters, own_buffers, own_modules)

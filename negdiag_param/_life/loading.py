@@ -31,42 +31,36 @@ def translating(load: Callable[..., None]) -> Callable[..., None]:
 def _translate(
     module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]
 ) -> Iterator[str]:
-    """Turns plain entries for ``module`` into originals; takes out what must not be loaded.
-
-    Yields:
-        What is wrong with that.
-    """
+    """Turns plain entries for ``module`` into originals, and yields what is wrong with them."""
     for tensor_name, parametrization in lookup.ours(module).items():
         if not lookup.is_alone(module, tensor_name):
             continue
-        originals = lookup.originals(module, tensor_name)
-        plain = prefix + tensor_name
-        original = f"{prefix}parametrizations.{tensor_name}.original"
-        mark = f"{prefix}parametrizations.{tensor_name}.0._extra_state"
+        current = lookup.originals(module, tensor_name)[0]
+        plain, inside = prefix + tensor_name, f"{prefix}parametrizations.{tensor_name}."
+        original, mark = f"{inside}original", f"{inside}0._extra_state"
         persistent = parametrization.record.persistent
         # set_model_state_dict fills in the model's own tensors for what it does not find.
-        own = state_dict.get(original, originals[0]) is originals[0]
-        value = state_dict.get(plain) if own and persistent else None
-        value = agreement.shared(value, originals[0]) if persistent else None
-        if own and value is not None:
-            state_dict[plain] = value
+        takes_plain = persistent and state_dict.get(original, current) is current
+        if persistent:
+            value = agreement.shared(state_dict.get(plain) if takes_plain else None, current)
+            if takes_plain and value is not None:
+                state_dict[plain] = value
         try:
-            with agreement.together(originals, plain):
+            with agreement.together([current], plain):
                 _check_real(state_dict.get(original))
                 if not is_placeholder(state_dict.get(mark)) and mark in state_dict:
                     parametrization.set_extra_state(state_dict[mark])
                 elif original in state_dict or plain in state_dict or not persistent:
                     state_dict[mark] = parametrization.get_extra_state()
-            if own and plain in state_dict and persistent:
+            if takes_plain and plain in state_dict:
                 value = state_dict.pop(plain)
                 assigned = local_metadata.get("assign_to_params_buffers", False)
-                with agreement.together(originals, plain):
-                    state_dict[original] = _inverse(value, originals[0], parametrization, assigned)
+                with agreement.together([current], plain):
+                    state_dict[original] = _inverse(value, current, parametrization, assigned)
         except (TypeError, ValueError) as error:
             yield f"While loading {plain}: {error}"
-            # The current tensors take the place of what was refused, so that PyTorch loads them
-            # and reports nothing beside our error.
-            state_dict[original] = originals[0]
+            # PyTorch loads the current tensors instead, and reports nothing beside our error.
+            state_dict[original] = current
             state_dict[mark] = parametrization.get_extra_state()
 
 

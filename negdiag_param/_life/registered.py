@@ -13,7 +13,7 @@ that take effect. Removing the last parametrization gives the module its first c
 
 import copyreg
 from collections.abc import Iterable, MutableMapping
-from functools import partial
+from itertools import chain
 from typing import Any
 from weakref import WeakValueDictionary, ref
 
@@ -48,22 +48,25 @@ class Parametrizations(nn.ModuleDict):
     @override
     def __setitem__(self, key: str, module: nn.Module) -> None:
         super().__setitem__(key, module)
-        for owner in self.owner:
-            if key not in _names(type(owner)) and key in vars(type(owner)):
-                delattr(type(owner), key)
-            update_class(owner)
+        self._update_class(key)
 
     @override
     def __delitem__(self, key: str) -> None:
         super().__delitem__(key)
-        for owner in self.owner:
-            if key in _names(type(owner)) and key not in vars(type(owner)):
-                setattr(type(owner), key, tensor_property(key))
-            update_class(owner)
+        self._update_class(key)
 
     @override
     def _get_name(self) -> str:
         return "ModuleDict"
+
+    def _update_class(self, key: str) -> None:
+        for owner in self.owner:
+            cls = type(owner)
+            if key in _names(cls):
+                setattr(cls, key, tensor_property(cls.__bases__[0], key))
+            elif key in vars(cls):
+                delattr(cls, key)
+            owner.__class__ = own_class(base_of(owner), lookup.lists(owner))
 
 
 class _Recent(dict[str, "ref[WeightCache]"]):
@@ -83,12 +86,12 @@ class _NotYetDistributed:
     def __get__(self, module: nn.Module | None, cls: type[nn.Module]) -> bool:
         # dir() and inspect.getmembers() read this too.
         if module is not None and is_distributing():
-            for tensor_name in lookup.ours(module):
-                if not all(map(shards.is_sharded, lookup.originals(module, tensor_name))):
-                    raise ValueError(
-                        f"expected a {base_of(module).__name__} without a negative diagonal to "
-                        f"distribute, got a registered one; the order is {shards.ORDER}"
-                    )
+            originals = [lookup.originals(module, name) for name in lookup.ours(module)]
+            if not all(map(shards.is_sharded, chain.from_iterable(originals))):
+                raise ValueError(
+                    f"expected a {base_of(module).__name__} without a negative diagonal to "
+                    f"distribute, got a registered one; the order is {shards.ORDER}"
+                )
         return False
 
 
@@ -99,11 +102,6 @@ def set_lists(module: nn.Module, lists: dict[str, nn.Module]) -> None:
         own_modules(module)["parametrizations"] = Parametrizations(module, lists)
     else:
         del own_modules(module)["parametrizations"]
-
-
-def update_class(module: nn.Module) -> None:
-    """Gives ``module`` the class for the tensors that are parametrized now."""
-    module.__class__ = own_class(base_of(module), lookup.lists(module))
 
 
 def base_of(module: nn.Module) -> type[nn.Module]:
@@ -173,10 +171,9 @@ def _made(base: type[nn.Module], tensor_names: tuple[str, ...]) -> type[nn.Modul
     load = _private.loading_method(base)
     if load is not None:
         namespace[load.__name__] = loading.translating(load)
-    for name in filter(partial(hasattr, base), reset.METHODS):
-        namespace[name] = reset.resetting(base, name)
-    asks = base.__getattr__ is not nn.Module.__getattr__
-    namespace |= {name: tensor_property(name, asks) for name in tensor_names}
+    resets = [name for name in reset.METHODS if hasattr(base, name)]
+    namespace |= {name: reset.resetting(base, name) for name in resets}
+    namespace |= {name: tensor_property(base, name) for name in tensor_names}
     make_class: Any = type(base)  # a metaclass, such as ABCMeta
     cls: type[nn.Module] = make_class(f"Parametrized{base.__name__}", (base,), namespace)
     return cls
@@ -192,15 +189,12 @@ def _revive(
     return module
 
 
-def tensor_property(tensor_name: str, asks: bool = False) -> property:
+def tensor_property(base: type[nn.Module], tensor_name: str) -> property:
     """Computes the tensor where the instance has a list for it; elsewhere it is a plain attribute.
 
     Several instances share a class, and PyTorch may take the list from one of them.
-
-    Args:
-        tensor_name: the tensor.
-        asks: whether the class has a look-up of attributes of its own, which is to be asked.
     """
+    asks = base.__getattr__ is not nn.Module.__getattr__  # a look-up of the class's own
 
     def get(self: nn.Module) -> Tensor:
         holder, found = _private.own_lists(self, tensor_name)
