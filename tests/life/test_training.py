@@ -50,7 +50,8 @@ def test_an_optimizer_made_before_trains_the_layer_and_it_stays_negative(layer, 
         optimizer.step()
         assert_negative(diagonal_of(layer, module))
     if isinstance(original_of(layer, module), nn.Parameter):
-        assert (layer.diagonal(value_of(layer, module)) != layer.diagonal(before)).all()
+        moved = layer.diagonal(value_of(layer, module)) != layer.diagonal(before)
+        assert moved.all() if dtype.itemsize > 2 else moved.any()
 
 
 @every_built_in
