@@ -4,14 +4,14 @@ from negdiag_param._doors.diagonals import negative_diagonals
 from negdiag_param._doors.init import init_
 from negdiag_param._doors.plain import plain_state_dict
 from negdiag_param._doors.register import register_negative_diagonal, remove_negative_diagonal
-from negdiag_param._parametrizations.base import NegativeDiagonal
-from negdiag_param._parametrizations.ready import (
+from negdiag_param._parametrization.maps import (
     ClampDiagonal,
     NegExpDiagonal,
     NegSoftplusDiagonal,
     NegSquareDiagonal,
     SignFlipDiagonal,
 )
+from negdiag_param._parametrization.parametrization import NegativeDiagonal
 
 __all__ = [
     "ClampDiagonal",

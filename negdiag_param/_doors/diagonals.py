@@ -7,8 +7,7 @@ from torch import Tensor, nn
 from negdiag_param._doors import targets
 from negdiag_param._doors.targets import Target
 from negdiag_param._life import lookup
-from negdiag_param._ranks import refusals
-from negdiag_param._torch_private import is_just_forward
+from negdiag_param._private import is_just_forward
 
 
 def negative_diagonals(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -40,7 +39,7 @@ def negative_diagonals(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _diagonal(target: Target) -> tuple[str, Tensor]:
     parametrization = lookup.ours(target.owner)[target.tensor_name]
-    refusals.check_whole(target.stored[0], parametrization.record.ndim, target.name)
+    targets.check_whole(target, parametrization.record.ndim)
     chain = lookup.lists(target.owner)[target.tensor_name]
     if lookup.is_alone(target.owner, target.tensor_name) and all(
         map(is_just_forward, (chain, parametrization))

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from negdiag_param._doors import targets
 from negdiag_param._life import lookup
 from negdiag_param._life.assign import Write, silent_writes
-from negdiag_param._ranks import agreement, dtensor, refusals
-from negdiag_param._torch_private import has_values
+from negdiag_param._parametrization.invert import summary
+from negdiag_param._private import has_values
+from negdiag_param._ranks import agreement, shards
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -55,13 +56,13 @@ def init_(
     writes: list[Write] = []
     for target in found:
         ndim = lookup.ours(target.owner)[target.tensor_name].record.ndim
-        refusals.check_whole(target.stored[0], ndim, target.name)
+        targets.check_whole(target, ndim)
         with torch.no_grad():
             value = targets.gathered(target).clone()
             before = value.clone()
             with agreement.together(target.stored, target.name):
                 _check_filled(value, before, initializer(value, *args, **kwargs))
-            value = dtensor.of_first_rank(value, target.stored[0])
+            value = shards.of_first_rank(value, target.stored[0])
         writes += silent_writes(target.owner, target.tensor_name, value)
     for write in writes:
         write.carry_out()
@@ -69,11 +70,7 @@ def init_(
 
 
 def _check_filled(value: Tensor, before: Tensor, result: object) -> None:
-    """Refuses an initializer that made a tensor of its own, where it should have filled one.
-
-    Raises:
-        ValueError: if it did.
-    """
+    """Refuses an initializer that made a tensor of its own, where it should have filled one."""
     if (
         isinstance(result, Tensor)
         and has_values(value)
@@ -82,5 +79,5 @@ def _check_filled(value: Tensor, before: Tensor, result: object) -> None:
     ):
         raise ValueError(
             f"initializer: expected a callable that fills its tensor in place, got one that left "
-            f"it as it was and returned another, shape {tuple(result.shape)}, {result.dtype}"
+            f"it as it was and returned another, {summary(result)}"
         )

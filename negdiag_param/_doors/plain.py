@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from negdiag_param import _torch_private
+from negdiag_param import _private
 from negdiag_param._doors import targets
-from negdiag_param._doors.wrappers import named_owners
+from negdiag_param._doors.targets import named_owners
 from negdiag_param._life import lookup
 from negdiag_param._life.lookup import joined
-from negdiag_param._parametrizations.base import NegativeDiagonal
+from negdiag_param._parametrization.parametrization import NegativeDiagonal
 
 
 def plain_state_dict(model: nn.Module) -> "OrderedDict[str, Any]":
@@ -46,7 +46,7 @@ def plain_state_dict(model: nn.Module) -> "OrderedDict[str, Any]":
             weight = entry.parametrization(state[entry.key])
         entries[f"{entry.prefix}{entry.tensor_name}"] = weight
     plain = OrderedDict((key, entries[key]) for key in _in_order(list(state), entries, found))
-    _torch_private.keep_metadata(
+    _private.keep_metadata(
         state, plain, wanted=lambda prefix: "parametrizations" not in prefix.split(".")
     )
     return plain

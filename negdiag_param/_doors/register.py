@@ -1,15 +1,23 @@
-"""Registering and removing: find, plan, attach; all or nothing."""
+"""Registering and removing: find, plan, prepare all that can fail; then assign."""
 
+import copy
+from dataclasses import replace
 from typing import TypeVar
 
+import torch
 from torch import nn
 from typing_extensions import Unpack
 
-from negdiag_param._doors import plan, targets, ties
-from negdiag_param._doors.rollback import restored_on_failure
-from negdiag_param._life import attachment
-from negdiag_param._parametrizations.options import MapOptionsDict, options_shown
-from negdiag_param._ranks import agreement, refusals
+from negdiag_param._doors import checks, layers, targets
+from negdiag_param._doors.targets import Target
+from negdiag_param._life import attach, lookup
+from negdiag_param._maths.diagonal import Diagonal
+from negdiag_param._parametrization.invert import check, named
+from negdiag_param._parametrization.options import MapOptionsDict, Options, options_shown
+from negdiag_param._parametrization.parametrization import NegativeDiagonal, Record
+from negdiag_param._parametrization.parse import Map, parse
+from negdiag_param._private import is_managed_by_fsdp, non_persistent_buffers
+from negdiag_param._ranks import agreement, shards
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -19,7 +27,7 @@ def register_negative_diagonal(
     module: M,
     tensor_name: str = "weight",
     *,
-    map: plan.Map = "clamp",
+    map: Map = "clamp",
     **options: Unpack[MapOptionsDict],
 ) -> M:
     r"""Keeps the diagonal of a layer's weight negative throughout training, in one line.
@@ -90,22 +98,64 @@ def register_negative_diagonal(
     Source: https://discuss.pytorch.org/t/177339
     """
     found = targets.find(module, tensor_name)
-    template = plan.template(map, **options)
+    template = parse(map, options)
     if targets.is_pattern(tensor_name, found) and template.options.dims != ():
         found = [target for target in found if target.ndim > 1]
         if not found:
             targets.refuse_no_match(module, tensor_name, "a diagonal")
     for target in found:
-        refusals.check_registrable(target.owner, target.name)
+        _check_unmanaged(target, "not sharded yet", f"the order is {shards.ORDER}")
     with agreement.together(targets.stored(found), tensor_name):
-        plans = [(target, plan.planned(target, template)) for target in found]
-        ties.check_untied(module, found, "registering would rewrite both")
-        ties.check_kept_nowhere_else(found)
-    with restored_on_failure(target.owner for target in found):
-        for target, parametrization in plans:
-            with agreement.together(target.stored, target.name):
-                attachment.attach(target.owner, target.tensor_name, parametrization)
+        plans = [(target, _planned(target, template)) for target in found]
+        checks.check_untied(module, found, "registering would rewrite both")
+        checks.check_kept_nowhere_else(found)
+    changes = [attach.registration(t.owner, t.tensor_name, planned) for t, planned in plans]
+    with attach.restored_on_failure(target.owner for target in found):
+        for change in changes:
+            change()
     return module
+
+
+def _planned(target: Target, template: NegativeDiagonal) -> NegativeDiagonal:
+    """The parametrization for one tensor, which is checked and still as it was."""
+    owner, tensor_name = target.owner, target.tensor_name
+    with named(target.name):
+        checks.check_carrier(target)
+        with torch.no_grad():
+            value = target.tensor
+        checks.check_dims(target, template.options.dims, value)
+        planned = copy.deepcopy(template)
+        planned.options = _fitted(template.options, target, value.ndim)
+        planned.record = Record(
+            name=target.name,
+            order=lookup.own_tensors(owner),
+            persistent=tensor_name not in non_persistent_buffers(owner),
+            ndim=value.ndim,
+            mesh_dims=shards.mesh_dims(target.stored[0]),
+        )
+        check(value, planned.options.diagonal, planned.strict)
+        checks.check_layer(target, planned.options.diagonal)
+    return planned
+
+
+def _fitted(options: Options, target: Target, ndim: int) -> Options:
+    """The options with what the layer says of dims and blocks.
+
+    They are written in one form only, so that checkpoints of the same meaning carry the same mark.
+    """
+    dims = options.dims or ()
+    if any(not -ndim <= dim < ndim for dim in dims) or len({d % ndim for d in dims}) < len(dims):
+        return options  # which are refused as they were given
+    resolved = options.diagonal.resolved(ndim)
+    blocks = options.blocks
+    if blocks is None and resolved == (0, 1):
+        blocks = layers.blocks(target.owner, target.tensor_name)
+    natural = Diagonal().resolved(ndim)
+    return replace(
+        options,
+        dims=None if resolved == natural else resolved,
+        blocks=None if blocks == 1 else blocks,
+    )
 
 
 def remove_negative_diagonal(module: M, tensor_name: str = "weight") -> M:
@@ -135,12 +185,22 @@ def remove_negative_diagonal(module: M, tensor_name: str = "weight") -> M:
     """
     found = targets.find_registered(module, tensor_name)
     for target in found:
-        refusals.check_removable(target.owner, target.name)
-    ties.check_untied(module, found, "removing would bake the value in twice")
-    with (
-        restored_on_failure(target.owner for target in found),
-        agreement.together(targets.stored(found), tensor_name),
-    ):
-        for target in found:
-            attachment.detach(target.owner, target.tensor_name)
+        instead = "load plain_state_dict(model) into a model without the negative diagonal instead"
+        _check_unmanaged(target, "not sharded", instead)
+    checks.check_untied(module, found, "removing would bake the value in twice")
+    with agreement.together(targets.stored(found), tensor_name):
+        changes = [attach.removal(target.owner, target.tensor_name) for target in found]
+    with attach.restored_on_failure(target.owner for target in found):
+        for change in changes:
+            change()
     return module
+
+
+def _check_unmanaged(target: Target, expected: str, advice: str) -> None:
+    """Refuses a module whose parameters ``fully_shard`` manages."""
+    if is_managed_by_fsdp(target.owner):
+        raise ValueError(
+            f"{target.name}: expected a module that is {expected}, got a "
+            f"{type(target.owner).__name__} that fully_shard or FullyShardedDataParallel manages; "
+            f"{advice}"
+        )

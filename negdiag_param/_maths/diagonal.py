@@ -131,7 +131,7 @@ class Diagonal:
 
     def _mask(self, blocked: Tensor, row: int, column: int) -> Tensor:
         """Where the diagonal entries are, to broadcast against ``blocked``."""
-        mask = _steps(blocked, row) == _steps(blocked, column)
+        mask = _steps(blocked, row) + self.offset == _steps(blocked, column)
         if self.taps == "center":
             for dim in range(self.blocks > 1, blocked.ndim):
                 if dim not in (row, column):

@@ -30,11 +30,7 @@ class Verdict:
         )
 
     def warning(self, limits: Limits, infeasible: Infeasible) -> str | None:
-        """What is to be reflected and warned of, if anything.
-
-        Raises:
-            ValueError: if an entry is NaN or infinite, or infeasible under ``"error"``.
-        """
+        """What is to be reflected and warned of, if anything."""
         if self.not_finite:
             raise ValueError(
                 f"expected a finite diagonal, got {self.not_finite} of {self.entries} entries NaN "

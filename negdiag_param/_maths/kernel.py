@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from negdiag_param import _torch_private
+from negdiag_param import _private
 from negdiag_param._maths.diagonal import Diagonal
 from negdiag_param._maths.strict import StrictMap
 
 
 def constrain(original: Tensor, diagonal: Diagonal, strict: StrictMap) -> Tensor:
     """A copy of ``original`` whose diagonal is mapped by ``strict``."""
-    if _torch_private.is_exporting() or torch.jit.is_tracing():
+    if _private.is_exporting() or torch.jit.is_tracing():
         # Autograd's own way through the value has other slopes at corners, and NaN far out.
         learns = original.requires_grad and not torch.onnx.is_in_onnx_export()
         value = partial(mapped, strict=strict) if learns else strict.value
@@ -62,7 +62,7 @@ def mapped(diagonal: Tensor, strict: StrictMap) -> Tensor:
 def is_transformed(original: Tensor) -> bool:
     """Whether ``torch.func`` or forward-mode AD is at work, which take no autograd function."""
     return not torch.compiler.is_compiling() and (
-        _torch_private.function_transforms_active()
+        _private.function_transforms_active()
         or forward_ad.unpack_dual(original).tangent is not None
     )
 

@@ -27,12 +27,7 @@ class Limits:
 
     @classmethod
     def of(cls, dtype: torch.dtype, margin: float) -> "Limits":
-        """The limits in ``dtype``.
-
-        Raises:
-            TypeError: if it is none of the four floating dtypes.
-            ValueError: if ``margin`` is too large for it.
-        """
+        """The limits in ``dtype``."""
         if dtype not in FLOAT_DTYPES:
             raise TypeError(f"expected float16, bfloat16, float32 or float64, got {dtype}")
         info = torch.finfo(dtype)

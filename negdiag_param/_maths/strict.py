@@ -1,37 +1,91 @@
-"""A scalar map with a margin, strictly negative and finite in every floating dtype."""
+"""Scalar maps from the real line to the negative numbers, strict in every floating dtype.
 
-from collections.abc import Iterable
+A map works on tensors of any shape, entry by entry, in float32 or wider, and knows no matrices. Its
+arithmetic uses only operations that round every entry alike, wherever it lies. PyTorch's
+``softplus`` and ``sigmoid`` do not: the vectorised body and the scalar tail of their loops differ
+in the last bits, and then a shard would not be a shard of the whole.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import suppress
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from negdiag_param._maths import bisection
 from negdiag_param._maths.limits import FLOAT_DTYPES, Limits, widened
-from negdiag_param._maths.scalar_map import ScalarMap
 
-_STEPS = [0, *(sign * count for count in range(1, 11) for sign in (1, -1))]
-_SMALL = 2**16  # entries, of which memory holds a score of copies
+
+class ScalarMap(ABC):
+    """A map R -> (-inf, -margin], with its derivatives if it ``has_slope``."""
+
+    name: str  # in checkpoints and messages
+    has_slope: ClassVar[bool] = True
+    #: Whether it is ``min(x, bound)``, so that originals beyond the bound may be set to it.
+    is_projection: ClassVar[bool] = False
+    #: Whether ``x`` and ``-x`` have the same value; the inverse is then negative.
+    is_even: ClassVar[bool] = False
+
+    @property
+    def constants(self) -> Mapping[str, float]:
+        """Those of its constants that differ from their defaults, by name."""
+        return {}
+
+    def sampled(self) -> tuple[float, ...]:
+        """Some of its values, if the name does not identify the map."""
+        return ()
+
+    @abstractmethod
+    def value(self, x: Tensor, limits: Limits) -> Tensor:
+        """The mapped value, which may still overflow ``limits``.
+
+        Autograd differentiates it in maps without a slope, and in exported graphs.
+        """
+
+    def inverse(self, value: Tensor, limits: Limits) -> Tensor | None:
+        """An ``x`` that maps to the feasible ``value``; None: search all of the map's branch."""
+        return None
+
+    def slope(self, x: Tensor, limits: Limits) -> Tensor:
+        """The derivative, differentiable."""
+        raise NotImplementedError
+
+    def smooth(self, x: Tensor, limits: Limits) -> Tensor:
+        """A finite function of ``x`` whose derivatives of every order are the map's."""
+        raise NotImplementedError
+
+    def value_and_slope(self, x: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
+        """The mapped value and the derivative there, two new tensors, not differentiable."""
+        return self.value(x, limits), self.slope(x, limits)
 
 
 class StrictMap:
-    """What the kernel puts on a diagonal, for every finite original.
+    """A scalar map held within what the dtype that stores the result can represent.
 
     Args:
-        scalar_map: the map, which is held within the limits of the dtype that stores the result.
+        scalar_map: the map.
         margin: the result is at most ``-margin``.
     """
 
     def __init__(self, scalar_map: ScalarMap, margin: float) -> None:
         self.scalar_map = scalar_map
         self.margin = margin
-        #: Whether :meth:`value_and_slope`, :meth:`slope` and :meth:`smooth` are there.
         self.has_slope = scalar_map.has_slope
-        #: Whether it is ``min(original, bound)``.
         self.is_projection = scalar_map.is_projection
-        self._limits = _all_limits(margin)
+        self._limits: dict[torch.dtype, Limits] = {}
+        for dtype in FLOAT_DTYPES:
+            with suppress(ValueError):  # a dtype that cannot keep the margin; limits() says so
+                self._limits[dtype] = Limits.of(dtype, margin)
+
+    def limits(self, dtype: torch.dtype) -> Limits:
+        """What is feasible in ``dtype``."""
+        limits = self._limits.get(dtype)
+        return Limits.of(dtype, self.margin) if limits is None else limits
 
     def value(self, original: Tensor) -> Tensor:
-        """The mapped entries for the original ones, differentiable by autograd."""
+        """The mapped entries, differentiable by autograd."""
         limits = self.limits(original.dtype)
         value = self.scalar_map.value(widened(original), limits)
         return value.clamp(limits.lowest, limits.bound).to(original.dtype)
@@ -51,79 +105,31 @@ class StrictMap:
         return self.scalar_map.smooth(widened(original), self.limits(original.dtype))
 
     def inverse(self, entries: Tensor) -> Tensor:
-        """The original entries that give the feasible ``entries``, or come nearest.
+        """The originals that give the feasible ``entries``, or come nearest.
 
-        What the map itself has made out of some original is hit exactly, so that a weight which is
-        assigned to itself stays what it is.
+        An entry that the map has computed from some original is reached exactly, so that a weight
+        which is assigned to itself keeps its bits.
         """
         limits = self.limits(entries.dtype)
-        wide = self.scalar_map.inverse(widened(entries), limits)
-        original = wide.to(entries.dtype)
-        error = (self.value(original) - entries).abs()
-        return self._nearer(wide, original, error, entries) if error.any() else original
-
-    def _nearer(self, start: Tensor, best: Tensor, error: Tensor, entries: Tensor) -> Tensor:
-        """``best`` or, where the ``error`` is smaller there, a neighbour of ``start``.
-
-        The inverse is exact to a few roundings, of the value where that is flat and of the original
-        where it is steep; the one it was made of is a few steps of either kind away.
-        """
+        start = self.scalar_map.inverse(widened(entries), limits)
+        if start is None:
+            highest = 0.0 if self.scalar_map.is_even else -limits.lowest
+            low, high = (torch.full_like(entries, end) for end in (limits.lowest, highest))
+            return bisection.nearest(self.value, entries, low, high)
+        original = start.to(entries.dtype)
+        missed = self.value(original) != entries
+        if not missed.any():
+            return original
+        # The inverse is exact but for rounding: of x, of the value, or of what is between them.
         eps = torch.finfo(entries.dtype).eps
-        slope = self._steepness(start, self.limits(entries.dtype))
-        # At most the distance of two originals; of two that the map tells apart and of two entries.
-        fine = start.abs() * (eps / 2)
-        apart = self.scalar_map.grain(start) * (torch.finfo(start.dtype).eps / 2)
-        coarse = torch.maximum(fine, widened(entries).abs() * (eps / 4) / slope)
-        between = torch.maximum(apart, (coarse * fine).sqrt())
-        for step in (torch.maximum(apart, coarse), between, fine):
-            for candidate, value in self._tried(start, step, entries):
-                found = (value - entries).abs()
-                best = torch.where(found < error, candidate, best)
-                error = torch.minimum(found, error)
-            start = widened(best)
-        return best
+        reach = 64 * eps * (1 + start.abs() + widened(entries).abs() / self._steepness(start))
+        low, high = ((start + side * reach).to(entries.dtype) for side in (-1, 1))
+        found = bisection.nearest(self.value, entries, low, high)
+        return torch.where(missed & (self.value(found) == entries), found, original)
 
-    def _tried(
-        self, start: Tensor, step: Tensor, entries: Tensor
-    ) -> Iterable[tuple[Tensor, Tensor]]:
-        """The neighbours with their values; of a small tensor only the nearest to ``entries``."""
-        if not self.has_slope or start.numel() > _SMALL:
-            for count in _STEPS:
-                candidate = (start + count * step).to(entries.dtype)
-                yield candidate, self.value(candidate)
-            return
-        counts = torch.tensor(_STEPS, dtype=start.dtype, device=start.device)
-        candidates = (start + counts.view(-1, *[1] * start.ndim) * step).to(entries.dtype)
-        values = self.value(candidates)
-        error = (values - entries).abs().nan_to_num(nan=torch.inf)
-        nearest = error.argmin(0, keepdim=True)  # the first of several
-        yield candidates.gather(0, nearest)[0], values.gather(0, nearest)[0]
-
-    def _steepness(self, x: Tensor, limits: Limits) -> Tensor:
-        """The size of the slope, roughly, and never zero."""
-        if self.has_slope:
-            slope = self.scalar_map.slope(x, limits)
-        else:
-            half = (1.0 + x.abs()) * torch.finfo(x.dtype).eps ** (1 / 3)
-            value = self.scalar_map.value
-            slope = (value(x + half, limits) - value(x - half, limits)) / (2.0 * half)
-        return slope.abs().clamp(min=torch.finfo(torch.float32).tiny)
-
-    def limits(self, dtype: torch.dtype) -> Limits:
-        """What is feasible in ``dtype``.
-
-        Raises:
-            TypeError: if it is none of the four floating dtypes.
-            ValueError: if the margin is too large for it.
-        """
-        limits = self._limits.get(dtype)
-        return Limits.of(dtype, self.margin) if limits is None else limits
-
-
-def _all_limits(margin: float) -> dict[torch.dtype, Limits]:
-    """The limits in every dtype that can keep the margin."""
-    found = {}
-    for dtype in FLOAT_DTYPES:
-        with suppress(ValueError):
-            found[dtype] = Limits.of(dtype, margin)
-    return found
+    def _steepness(self, x: Tensor) -> Tensor:
+        """The size of the slope by difference, roughly, and never zero."""
+        half = (1 + x.abs()) * torch.finfo(x.dtype).eps ** (1 / 3)
+        rise = (self.value(x + half) - self.value(x - half)).abs()
+        steepness: Tensor = rise / (2 * half)
+        return steepness.clamp(min=torch.finfo(torch.float32).tiny)

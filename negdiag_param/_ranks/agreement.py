@@ -3,57 +3,33 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TypeVar
 
-import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from negdiag_param._callers import is_broadcasting
 from negdiag_param._maths.feasible import Verdict
-from negdiag_param._ranks.dtensor import is_sharded
+from negdiag_param._ranks.shards import is_sharded
 
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-
-
-class Finding(NamedTuple):
-    """The verdict on a diagonal, and the first rank that cannot go on, if any."""
-
-    verdict: Verdict
-    failed: int | None
+T = TypeVar("T")
 
 
-def agreed(verdict: Verdict, fails: bool, weight: Tensor) -> Finding:
-    """What all ranks that share ``weight`` found together; what this one found, if it is plain.
-
-    One small collective for each dimension of the mesh, so every rank has to come here.
-    """
-    if not is_sharded(weight) or weight.device_mesh.get_coordinate() is None:
-        return Finding(verdict, 0 if fails else None)
-    import torch.distributed as dist
-
-    mesh = weight.device_mesh
-    rank = float(dist.get_rank()) if fails else torch.inf
-    counts = [verdict.entries, verdict.not_finite, verdict.infeasible]
-    device = weight.to_local().device
-    row = torch.tensor([*counts, verdict.largest, -rank], dtype=torch.float64, device=device)
-    for dim, placement in enumerate(weight.placements):
-        rows = [torch.empty_like(row) for _ in range(mesh.size(dim))]
-        dist.all_gather(rows, row, group=mesh.get_group(dim))
-        table = torch.stack(rows)
-        row = table.amax(0)
-        if not placement.is_replicate():
-            row[:3] = table[:, :3].sum(0)
-    entries, not_finite, infeasible, largest, failed = row.tolist()
-    together = Verdict(int(entries), int(not_finite), int(infeasible), largest)
-    return Finding(together, None if failed == -torch.inf else int(-failed))
+def agreed(verdict: Verdict, fails: bool, weight: Tensor) -> tuple[Verdict, int | None]:
+    """The verdict of all ranks that share ``weight``, and the first that cannot go on, if any."""
+    if not is_sharded(weight):
+        return verdict, 0 if fails else None
+    pairs = zip(weight.device_mesh.get_coordinate() or (), weight.placements, strict=False)
+    place = tuple(i for i, placement in pairs if not placement.is_replicate())
+    said = exchanged((place, verdict, fails), [weight])
+    parts = {place: verdict for place, verdict, _ in said.values()}  # replicas count once
+    failed = min((rank for rank, (*_, fails) in said.items() if fails), default=None)
+    return sum(parts.values(), Verdict()), failed
 
 
 @contextmanager
 def together(tensors: Iterable[Tensor], name: str) -> Iterator[None]:
     """Raises on all ranks that share ``tensors`` what the block raises on one of them.
-
-    One small collective for each dimension of their meshes; none if all are plain.
 
     Raises:
         Exception: what the block raised.
@@ -64,19 +40,12 @@ def together(tensors: Iterable[Tensor], name: str) -> Iterator[None]:
         yield
     except Exception as error:
         reason = error
-    said: dict[int, str] = {}
-    for group in dict.fromkeys(chain.from_iterable(map(_sharing, tensors))):
-        import torch.distributed as dist
-
-        mine = said if reason is None else {dist.get_rank(): f"{type(reason).__name__}: {reason}"}
-        everybodys: list[dict[int, str]] = [{}] * dist.get_world_size(group)
-        dist.all_gather_object(everybodys, said | mine, group=group)
-        said = {rank: text for one in everybodys for rank, text in one.items()}
+    said = exchanged(f"{type(reason).__name__}: {reason}" if reason is not None else "", tensors)
     if reason is not None:
         raise reason
-    if said:
-        rank = min(said)
-        raise ValueError(f"{name}: expected all ranks to go on, rank {rank} cannot: {said[rank]}")
+    for rank, text in sorted(said.items()):
+        if text:
+            raise ValueError(f"{name}: expected all ranks to go on, rank {rank} cannot: {text}")
 
 
 def shared(value: object, original: Tensor) -> object:
@@ -84,9 +53,7 @@ def shared(value: object, original: Tensor) -> object:
 
     ``broadcast_from_rank0`` leaves an entry that is not the model's own to the first rank only.
     """
-    for group in _sharing(original):
-        import torch.distributed as dist
-
+    for group in _groups(original):
         flags = [False] * dist.get_world_size(group)
         dist.all_gather_object(flags, value is not None, group=group)
         if any(flags) and not all(flags):
@@ -96,8 +63,22 @@ def shared(value: object, original: Tensor) -> object:
     return value
 
 
-def _sharing(original: Tensor) -> "list[ProcessGroup | None]":
-    """The groups whose ranks all come here together: the mesh's, or all ranks where they load."""
+def exchanged(mine: T, tensors: Iterable[Tensor]) -> dict[int, T]:
+    """What each of the ranks that share ``tensors`` has to say, by rank.
+
+    One exchange for each dimension of their meshes, so all have to come; none if all are plain.
+    """
+    groups = dict.fromkeys(chain.from_iterable(map(_groups, tensors)))
+    said = {dist.get_rank() if groups else 0: mine}
+    for group in groups:
+        everybodys: list[dict[int, T]] = [{}] * dist.get_world_size(group)
+        dist.all_gather_object(everybodys, said, group=group)
+        said = {rank: words for one in everybodys for rank, words in one.items()}
+    return said
+
+
+def _groups(original: Tensor) -> "list[dist.ProcessGroup | None]":
+    """Whose ranks all come here together: the mesh's, or all ranks where they load."""
     if not is_sharded(original):
         return [None] if is_broadcasting() else []
     mesh = original.device_mesh

@@ -32,7 +32,7 @@ def test_an_instance_is_a_template():
 def test_repr_shows_what_differs_from_the_defaults(name):
     cls = BUILT_IN[name]
     assert repr(cls()) == f"{cls.__name__}()"
-    text = repr(cls(0.5, (0, 1), "center", 2, "error", True))
+    text = repr(cls(0.5, dims=(0, 1), taps="center", blocks=2, infeasible="error"))
     for part in ("margin=0.5", "dims=(0, 1)", "taps='center'", "blocks=2", "infeasible='error'"):
         assert part in text
 

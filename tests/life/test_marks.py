@@ -157,14 +157,6 @@ def test_marks_have_norms():
     assert all(value.norm().isfinite() for value in layer("exp").state_dict().values())
 
 
-def test_a_mark_of_version_0_1_is_read():
-    text = b"exp(margin=0.0)".ljust(192)
-    state = {**layer("exp").state_dict(), MARK: torch.tensor(list(text), dtype=torch.uint8)}
-    layer("exp").load_state_dict(state)
-    with pytest.raises(RuntimeError, match=r"expected a checkpoint of softplus.* found one of exp"):
-        layer("softplus").load_state_dict(state)
-
-
 def test_any_name_of_a_class_is_told_from_others():
     one, other = (type(name, (OwnSquareDiagonal,), {}) for name in ("NégÄ", "NégÖ"))
     source = register_negative_diagonal(nn.Linear(3, 3), map=one)

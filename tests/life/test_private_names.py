@@ -3,6 +3,7 @@
 import ast
 import copy
 import inspect
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from negdiag_param import _torch_private as private
+from negdiag_param import _private as private
 from negdiag_param import (
     init_,
     negative_diagonals,
@@ -194,5 +195,7 @@ def test_every_private_name_is_in_the_table():
     for node in ast.walk(ast.parse(inspect.getsource(private))):
         if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
             read.add(node.attr)
+        if isinstance(node, ast.Constant) and re.fullmatch(r"_\w+", str(node.value)):
+            read.add(node.value)
     dunders = {name for name in read if name.startswith("__")}
     assert read - dunders == {*NAMES, *NOTES, *FOUNDATIONS}

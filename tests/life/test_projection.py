@@ -204,7 +204,8 @@ def stepped(original: Tensor, optimizer: torch.optim.Optimizer) -> bool:
 
 
 def test_only_originals_of_the_optimizer_that_stepped_are_projected():
-    one, other = (beyond(registered(LINEAR)) for _ in range(2))
+    modules = [registered(LINEAR) for _ in range(2)]
+    one, other = map(beyond, modules)
     assert stepped(one, torch.optim.SGD([one]))
     assert other.diagonal().eq(0.5).all()
     assert stepped(other, torch.optim.SGD([one, other]))
@@ -212,7 +213,8 @@ def test_only_originals_of_the_optimizer_that_stepped_are_projected():
 
 def test_the_other_maps_are_not_projected():
     for name in ("exp", "softplus", "square", "sign_flip"):
-        original = beyond(registered(LINEAR, name))
+        module = registered(LINEAR, name)
+        original = beyond(module)
         assert not stepped(original, torch.optim.SGD([original]))
         assert original.diagonal().eq(0.5).all()
 
@@ -301,7 +303,7 @@ def test_without_an_optimizer_the_weight_is_feasible_all_the_same():
 
 
 def test_an_optimizer_for_each_parameter_does_not_cost_the_square(monkeypatch):
-    from negdiag_param._parametrizations import steps
+    from negdiag_param._parametrization import steps
 
     looked = 0
 

@@ -63,7 +63,7 @@ def test_a_weight_that_is_assigned_to_itself_stays_what_it_is(name, margin, dtyp
 @pytest.mark.parametrize("margin", [0.0, 0.02, 22.0])
 @pytest.mark.parametrize("beta", [0.08, 0.7, 11.0])
 def test_a_softplus_weight_stays_what_it_is_where_beta_rounds_once_more(beta, margin, dtype):
-    parametrization = NegSoftplusDiagonal(margin, (), beta=beta)
+    parametrization = NegSoftplusDiagonal(margin, dims=(), beta=beta)
     value = parametrization(originals(dtype))
     assert_same_bits(parametrization(parametrization.right_inverse(value)), value)
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel
-from torch.distributed.tensor.parallel import parallelize_module
+from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
 from negdiag_param import register_negative_diagonal
@@ -27,6 +27,10 @@ def mesh(*names: str) -> DeviceMesh:
     return init_device_mesh("cpu", shape, mesh_dim_names=names)
 
 
+def plan(model: nn.Sequential) -> dict[str, ParallelStyle]:
+    return getattr(model, "plan", PLAN)
+
+
 def ddp(model: nn.Sequential, register: Register) -> nn.Module:
     return DistributedDataParallel(register(model))
 
@@ -40,12 +44,12 @@ def hsdp(model: nn.Sequential, register: Register) -> nn.Module:
 
 
 def tp(model: nn.Sequential, register: Register) -> nn.Module:
-    return register(parallelize_module(model, mesh("tp"), PLAN))
+    return register(parallelize_module(model, mesh("tp"), plan(model)))
 
 
 def fsdp2_tp(model: nn.Sequential, register: Register) -> nn.Module:
     both = mesh("dp", "tp")
-    return shard(register(parallelize_module(model, both["tp"], PLAN)), mesh=both["dp"])
+    return shard(register(parallelize_module(model, both["tp"], plan(model))), mesh=both["dp"])
 
 
 def fsdp1(model: nn.Sequential, register: Register, whole: bool = True) -> nn.Module:

@@ -13,7 +13,7 @@ from torch.distributed.tensor.placement_types import Placement
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from negdiag_param import NegativeDiagonal
-from negdiag_param._ranks import dtensor
+from negdiag_param._ranks import shards
 from tests.support import tables
 
 Placements = tuple[Placement, ...]
@@ -68,7 +68,7 @@ def assert_parity(
     mesh: DeviceMesh,
     placements: Placements,
 ) -> None:
-    """Bit for bit: value, gradient and inverse. The inverse alone asks the other ranks, once."""
+    """Bit for bit: value, gradient and inverse. The inverse alone asks the other ranks."""
     x, grad = torch.randn(shape), torch.randn(shape)
     alone = x.clone().requires_grad_()
     weight = parametrization(alone)
@@ -82,8 +82,11 @@ def assert_parity(
     assert collectives.count == 0
     with Collectives() as collectives:
         found_inverse = parametrization.right_inverse(sharded)
-    assert collectives.count == mesh.ndim
+    assert collectives.count == 2 * mesh.ndim  # how much each rank has to say, and that
+    part = shards.like(inverse, sharded).to_local()
+    assert part.untyped_storage().nbytes() == part.nbytes  # and keeps nothing else alive
     with torch.no_grad():
+        assert not sharded.to_local().requires_grad  # the graphs are those of the DTensors
         without_grad = parametrization(sharded)
         held, original = without_grad.to_local(), sharded.to_local()
     assert not held.numel() or held.data_ptr() != original.data_ptr()
@@ -92,7 +95,7 @@ def assert_parity(
         (without_grad, weight),
         (sharded.grad, alone.grad),
         (found_inverse, inverse),
-        (dtensor.like(inverse, sharded), inverse),
+        (shards.like(inverse, sharded), inverse),
     ):
         assert ours.placements == placements
         assert ours.shape == theirs.shape

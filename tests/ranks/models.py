@@ -50,7 +50,7 @@ def batch(n: int = N) -> tuple[Tensor, Tensor]:
     """As many rows as suit 1, 2, 3 and 4 ranks. The target pulls the diagonals upwards."""
     torch.manual_seed(2)
     x = torch.randn(24, n)
-    return x, 3 * x
+    return x, -3 * x
 
 
 def train(model: nn.Module, *, split: bool | DeviceMesh, steps: int = 3) -> Tensor:
@@ -87,6 +87,13 @@ def assert_weights(model: nn.Sequential, expected: list[Tensor], tolerance: floa
     for ours, theirs in zip(weights(model), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
         assert ours.diagonal().max() < 0
+
+
+def assert_originals_feasible(model: nn.Module) -> None:
+    """As a step leaves them that clamps them."""
+    originals = [p for name, p in model.named_parameters() if name.endswith("weight.original")]
+    assert originals
+    assert all(whole(original).diagonal().max() < 0 for original in originals)
 
 
 def assert_same_weights(model: nn.Sequential, alone: nn.Sequential) -> None:

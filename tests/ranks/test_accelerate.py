@@ -12,7 +12,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from negdiag_param import init_, register_negative_diagonal, remove_negative_diagonal
 from tests.ranks.harness import CLOCK, on
-from tests.ranks.models import EVEN, batch, make, train, whole, world
+from tests.ranks.models import EVEN, assert_originals_feasible, batch, make, train, whole, world
 
 accelerate = pytest.importorskip("accelerate", "1.6")  # which knows FSDP2
 
@@ -56,6 +56,7 @@ def step(
         optimizer.zero_grad()
         found.backward((model(x) - y).square().mean())
         optimizer.step()
+        assert_originals_feasible(model)
 
 
 def registered() -> nn.Sequential:

@@ -1,9 +1,10 @@
 """Where the diagonal lies in a shard, for every shape, option and placement."""
 
 import pytest
+import torch
 
 from tests.ranks.harness import CLOCK, on
-from tests.ranks.layouts import CLASSES, along, assert_parity, layouts, mesh
+from tests.ranks.layouts import CLASSES, along, assert_parity, layouts, mesh, shard
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(CLOCK)]
 
@@ -43,3 +44,15 @@ def test_every_map_has_parity(margin: float, dim: int) -> None:
     for kind in CLASSES:
         parametrization = kind(margin=margin, infeasible="reflect")
         assert_parity(parametrization, (8, 6), where, along(dim, where))
+
+
+@on(2)
+def test_the_gradients_of_a_sum_add_up() -> None:
+    where = mesh()
+    for kind in CLASSES:
+        alone = torch.randn(6, 6).requires_grad_()
+        sharded = shard(alone, where, along(0, where)).requires_grad_()
+        for _ in range(2):
+            kind()(alone).sum().backward()
+            kind()(sharded).to_local().sum().backward()
+        assert sharded.grad.full_tensor().equal(alone.grad)

@@ -13,7 +13,17 @@ from torch.distributed.tensor.parallel import parallelize_module
 
 from negdiag_param import register_negative_diagonal
 from tests.ranks.harness import CLOCK, on
-from tests.ranks.models import EVEN, PLAN, batch, make, shard, train, whole, world
+from tests.ranks.models import (
+    EVEN,
+    PLAN,
+    assert_originals_feasible,
+    batch,
+    make,
+    shard,
+    train,
+    whole,
+    world,
+)
 
 if importlib.util.find_spec("lightning") is None:  # importing it takes seconds, on the ranks alone
     pytest.skip("lightning is not installed", allow_module_level=True)
@@ -89,6 +99,7 @@ def test_fabric_trains_and_resumes_as_one_process(kind: str, tmp_path: Path) -> 
             optimizer.zero_grad()
             fabric.backward((model(x) - y).square().mean())
             optimizer.step()
+            assert_originals_feasible(model)
 
     first = prepared()
     step(**first)
@@ -118,6 +129,9 @@ def test_the_trainer_trains_and_resumes_as_one_process(kind: str, tmp_path: Path
 
         def training_step(self, batch: list[torch.Tensor]) -> torch.Tensor:
             return (self.model(batch[0]) - batch[1]).square().mean()
+
+        def on_train_batch_end(self, *_: object) -> None:
+            assert_originals_feasible(self.model)
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.Adam(self.parameters(), lr=0.05)

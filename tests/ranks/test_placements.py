@@ -1,4 +1,4 @@
-"""Placements that are none of the ordinary: strided shards, and what is refused."""
+"""Placements out of the ordinary: strided shards, and what is refused."""
 
 import pytest
 import torch
@@ -7,58 +7,95 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
+from torch.distributed.tensor.parallel import parallelize_module
 from torch.distributed.tensor.placement_types import _StridedShard
 
-from negdiag_param import NegExpDiagonal, SignFlipDiagonal, register_negative_diagonal
+from negdiag_param import (
+    NegExpDiagonal,
+    SignFlipDiagonal,
+    init_,
+    plain_state_dict,
+    register_negative_diagonal,
+)
 from tests.ranks.harness import CLOCK, on
-from tests.ranks.layouts import Placements, mesh
+from tests.ranks.kinds import mesh as grid_of
+from tests.ranks.layouts import mesh
+from tests.ranks.models import (
+    PLAN,
+    assert_same_diagonals,
+    assert_same_weights,
+    assert_trained_alike,
+    make,
+    registered,
+    shard,
+    train,
+    whole,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(CLOCK)]
 
 
-@pytest.mark.parametrize(("shape", "blocks"), [((12, 12), 1), ((24, 6), 4), ((12, 3), 4)], ids=str)
-@on(3, 4)
+@pytest.mark.parametrize(("shape", "blocks"), [((12, 12), 1), ((24, 6), 4), ((6, 6), 1)], ids=str)
+@on(4)
 def test_strided_shards_have_parity(shape: tuple[int, int], blocks: int) -> None:
     """What a rank holds under fully_shard on top of tensor parallelism, read outside forward."""
-    where, x = mesh(), torch.randn(shape)
+    x = torch.randn(shape)
     parametrization = SignFlipDiagonal(infeasible="reflect", blocks=blocks)
     with CommDebugMode() as debug:
-        found = parametrization(shard_strided(x, where))
+        found = parametrization(shard_strided(x))
     assert debug.get_total_counts() == 0
-    expected = shard_strided(parametrization(x), where)
-    assert found.placements == strided(where)
+    expected = shard_strided(parametrization(x))
+    assert found.placements == expected.placements
     assert found.to_local().equal(expected.to_local())
+    assert found.full_tensor().equal(parametrization(x))
 
 
-@on(3, 4)
-def test_uneven_strided_shards_are_refused() -> None:
-    uneven = shard_strided(torch.randn(13, 13), mesh())
-    with pytest.raises(ValueError, match=r"weight: expected dimension 0 of .* divisible by"):
+@on(4)
+def test_strided_shards_of_uneven_ones_are_refused() -> None:
+    uneven = shard_strided(torch.randn(13, 13))
+    with pytest.raises(ValueError, match=r"weight: expected .* that splits evenly, found .*13, 13"):
         SignFlipDiagonal(infeasible="reflect")(uneven)
 
 
-def strided(mesh: DeviceMesh) -> Placements:
-    return (_StridedShard(0, split_factor=2), Shard(0))[: mesh.ndim]
-
-
-def shard_strided(tensor: Tensor, mesh: DeviceMesh) -> DTensor:
-    """As the docstring of the placement has it: split into factors, then each into chunks."""
-    coordinate = mesh.get_coordinate()
-    local = torch.cat([
-        piece.chunk(mesh.size(0))[coordinate[0]] for piece in tensor.detach().chunk(2)
-    ])
-    if mesh.ndim > 1:
-        local = local.chunk(mesh.size(1))[coordinate[1]]
+def shard_strided(tensor: Tensor) -> DTensor:
+    """As fully_shard does it: each chunk of the second mesh dimension is split by the first."""
+    where = mesh()
+    i, j = where.get_coordinate()
     return DTensor.from_local(
-        local.contiguous(), mesh, strided(mesh), shape=tensor.shape, stride=tensor.stride()
+        tensor.detach().chunk(2)[j].chunk(2)[i].contiguous(),
+        where,
+        (_StridedShard(0, split_factor=2), Shard(0)),
+        shape=tensor.shape,
+        stride=tensor.stride(),
     )
+
+
+@on(4)
+def test_fully_shard_may_split_unevenly_what_tensor_parallelism_splits() -> None:
+    """Three rows on each rank, which are split by two."""
+    grid, n = grid_of("dp", "tp"), 6
+    alone, model = registered(n=n), parallelize_module(make(n), grid["tp"], PLAN)
+    register_negative_diagonal(model, "*.weight", map="exp")
+    shard(model, mesh=grid["dp"])
+    train(alone, split=False)
+    train(model, split=grid["dp"])
+    assert_trained_alike(model, alone)
+    for m in (alone, model):
+        init_(m, "*.weight", nn.init.eye_)
+        m[0].weight = 2 * whole(m[2].weight)
+    assert_same_weights(model, alone)
+    assert_same_diagonals(model, alone)
+    for (key, ours), theirs in zip(
+        plain_state_dict(model).items(), plain_state_dict(alone).values(), strict=True
+    ):
+        torch.testing.assert_close(whole(ours), theirs, msg=key)
 
 
 @on(2)
 def test_partial_sums_are_refused() -> None:
     partial = DTensor.from_local(torch.randn(7, 7), mesh(), [Partial()], run_check=False)
     for use in (NegExpDiagonal(), NegExpDiagonal().right_inverse):
-        expected = "weight: expected Shard or Replicate placements, found .*Partial.*redistribute"
+        expected = "weight: expected Shard or Replicate placements .* found .*Partial.*redistribute"
         with pytest.raises(ValueError, match=expected):
             use(partial)
     layer = nn.Linear(7, 7, bias=False)
@@ -85,8 +122,8 @@ def test_meshes_that_do_not_list_ranks_in_order_are_refused() -> None:
     mesh, layer = DeviceMesh("cpu", [1, 0]), nn.Linear(4, 4)
     layer.weight = nn.Parameter(distribute_tensor(layer.weight.detach(), mesh, [Shard(0)]))
     parametrization = NegExpDiagonal(infeasible="reflect")
-    with pytest.raises(ValueError, match=r"weight: expected a mesh that lists ranks in ascending"):
+    with pytest.raises(ValueError, match=r"weight: expected .* lists ranks in ascending order"):
         register_negative_diagonal(layer)
-    with pytest.raises(ValueError, match=r"weight: expected a mesh that lists ranks in ascending"):
+    with pytest.raises(ValueError, match=r"weight: expected .* lists ranks in ascending order"):
         parametrization(layer.weight)
     assert type(layer) is nn.Linear

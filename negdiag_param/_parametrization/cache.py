@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from negdiag_param import _torch_private
-from negdiag_param._parametrizations.steps import STEPS
+from negdiag_param import _private
+from negdiag_param._parametrization.steps import STEPS
 
 
 class _Entry(NamedTuple):
@@ -38,15 +38,20 @@ class WeightCache:
         self, holder: nn.Module, sources: Sequence[Tensor], compute: Callable[[], Tensor]
     ) -> Tensor:
         """The weight that ``compute`` makes of ``sources``, which ``holder`` holds."""
-        if torch.jit.is_tracing() or _torch_private.dispatch_mode_active():
+        if torch.jit.is_tracing() or _private.dispatch_mode_active():
             return compute()  # a trace would keep what is known already as a constant
         weight = self._fresh(sources)
         if weight is not None:
             return weight
-        can_be_kept = all(map(_can_be_watched, sources)) and not _is_transformed()
-        if can_be_kept and not _torch_private.is_managed_by_fsdp(holder):
-            return self._filled(sources, compute)
-        return compute()
+        if (
+            _private.is_managed_by_fsdp(holder)
+            or _private.is_exporting()
+            or _private.function_transforms_active()
+            # Subclasses such as DTensor and fake tensors are left alone.
+            or any(type(t) not in (Tensor, nn.Parameter) or t.is_inference() for t in sources)
+        ):
+            return compute()
+        return self._filled(sources, compute)
 
     def _fresh(self, sources: Sequence[Tensor]) -> Tensor | None:
         """The weight, if it is still what ``sources`` give, and may stand for it here.
@@ -60,7 +65,7 @@ class WeightCache:
             if known is not source or state != _state(source):
                 return None
         weight = entry.weight
-        if entry.weight_version != _torch_private.version(weight):
+        if entry.weight_version != _private.version(weight):
             return None
         if weight.requires_grad or not torch.is_grad_enabled():
             return weight
@@ -82,20 +87,11 @@ class WeightCache:
             state if isinstance(source, nn.Parameter) else _state(source)
             for source, state in zip(sources, states, strict=True)
         ]
-        version = _torch_private.version(weight)
+        version = _private.version(weight)
         self._entry = _Entry(tuple(sources), states, storages, steps, weight, version)
         return weight
 
 
-def _can_be_watched(source: Tensor) -> bool:
-    # Subclasses such as DTensor and fake tensors are left alone.
-    return type(source) in (Tensor, nn.Parameter) and not source.is_inference()
-
-
-def _is_transformed() -> bool:
-    return _torch_private.is_exporting() or _torch_private.function_transforms_active()
-
-
 def _state(source: Tensor) -> tuple[object, ...]:
     """What differs once ``source`` has changed."""
-    return _torch_private.version(source), source.data_ptr(), source.dtype, source.device
+    return _private.version(source), source.data_ptr(), source.dtype, source.device

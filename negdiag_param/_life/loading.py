@@ -1,4 +1,4 @@
-"""Plain checkpoints into registered models."""
+"""Loads plain checkpoints into registered modules, and refuses those of other maps."""
 
 from collections.abc import Callable, Iterator
 from functools import wraps
@@ -8,16 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from negdiag_param._life import lookup
-from negdiag_param._parametrizations.base import NegativeDiagonal
-from negdiag_param._ranks import agreement, dtensor
-from negdiag_param._torch_private import is_placeholder
+from negdiag_param._parametrization.invert import summary
+from negdiag_param._parametrization.parametrization import NegativeDiagonal
+from negdiag_param._private import is_placeholder
+from negdiag_param._ranks import agreement, shards
 
 
-def translating(loading: Callable[..., None]) -> Callable[..., None]:
+def translating(load: Callable[..., None]) -> Callable[..., None]:
     """The method that reads a module's entries from a state dict, for plain ones as well."""
 
-    @wraps(loading)
-    def load(
+    @wraps(load)
+    def translated(
         self: nn.Module,
         state_dict: dict[str, Any],
         prefix: str,
@@ -28,18 +29,10 @@ def translating(loading: Callable[..., None]) -> Callable[..., None]:
         error_msgs: list[str],
     ) -> None:
         error_msgs += _translate(self, state_dict, prefix, local_metadata)
-        loading(
-            self,
-            state_dict,
-            prefix,
-            local_metadata,
-            strict,
-            missing_keys,
-            unexpected_keys,
-            error_msgs,
-        )
+        others = strict, missing_keys, unexpected_keys, error_msgs
+        load(self, state_dict, prefix, local_metadata, *others)
 
-    return load
+    return translated
 
 
 def _translate(
@@ -51,9 +44,9 @@ def _translate(
         What is wrong with that.
     """
     for tensor_name, parametrization in lookup.ours(module).items():
-        originals = lookup.originals(module, tensor_name)
         if not lookup.is_alone(module, tensor_name):
             continue
+        originals = lookup.originals(module, tensor_name)
         plain = prefix + tensor_name
         original = f"{prefix}parametrizations.{tensor_name}.original"
         mark = f"{prefix}parametrizations.{tensor_name}.0._extra_state"
@@ -75,11 +68,11 @@ def _translate(
                 value = state_dict.pop(plain)
                 assigned = local_metadata.get("assign_to_params_buffers", False)
                 with agreement.together(originals, plain):
-                    inverse = _inverse(value, originals[0], parametrization, assigned)
-                state_dict[original] = inverse
+                    state_dict[original] = _inverse(value, originals[0], parametrization, assigned)
         except (TypeError, ValueError) as error:
             yield f"While loading {plain}: {error}"
-            # What is there already takes the place of what was refused.
+            # The current tensors take the place of what was refused, so that PyTorch loads them
+            # and reports nothing beside our error.
             state_dict[original] = originals[0]
             state_dict[mark] = parametrization.get_extra_state()
 
@@ -91,16 +84,12 @@ def _inverse(
         return value  # load_state_dict says what is wrong with it
     _check_real(value)
     if not assigned:
-        value = dtensor.aligned(value.to(original.dtype), original)
+        value = shards.aligned(value.to(original.dtype), original)
     with torch.inference_mode(False), torch.no_grad():  # a parameter that can be trained later
-        return dtensor.like(parametrization.right_inverse(value), original)
+        return shards.like(parametrization.right_inverse(value), original)
 
 
 def _check_real(value: object) -> None:
-    """Refuses what loading would make real numbers of, by leaving out a part of it.
-
-    Raises:
-        TypeError: if ``value`` is a complex or quantized tensor.
-    """
+    """Refuses complex and quantized tensors, of which loading would keep the real part only."""
     if isinstance(value, Tensor) and (value.is_complex() or value.is_quantized):
-        raise TypeError(f"expected real numbers, got shape {tuple(value.shape)}, {value.dtype}")
+        raise TypeError(f"expected real numbers, got {summary(value)}")

@@ -8,15 +8,17 @@ which float16 and bfloat16 hold exactly.
 import hashlib
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from negdiag_param._parametrizations.options import Options
-from negdiag_param._torch_private import has_values
+from negdiag_param._parametrization.options import Options
+from negdiag_param._private import has_values
 
 _LENGTH, _TEXT, _GAP = 256, 176, 8.0
+_KEPT = ("dims", "blocks", "taps")  # the options that change what an original means
 
 
 class Meaning(NamedTuple):
@@ -34,25 +36,20 @@ class Meaning(NamedTuple):
         values: tuple[float, ...],
     ) -> "Meaning":
         """The map with all that changes what an original means."""
-        shown = {k: v for k, v in options.changed().items() if (k, v) != ("dims", (0, 1))}
-        parts = [f"{key}={value}" for key, value in constants.items()]
-        parts += [f"margin={options.margin}"]
-        kept = ("dims", "blocks", "taps")
-        parts += [f"{key}={shown[key]!r}" for key in kept if key in shown]
+        parts = [
+            f"{key}={value}" for key, value in (*constants.items(), ("margin", options.margin))
+        ]
+        changed = options.changed().items()
+        parts += [f"{k}={v!r}" for k, v in changed if k in _KEPT and (k, v) != ("dims", (0, 1))]
         text = f"{map_name}({', '.join(parts)})".encode("ascii", "backslashreplace").decode()
         if len(text) > _TEXT:
             digest = hashlib.sha256(text.encode()).hexdigest()[:12]
             text = f"{text[: _TEXT - len(digest) - 1]}#{digest}"
         return cls(text, values)
 
-    @classmethod
-    def parse(cls, text: str) -> "Meaning":
-        """The reverse of ``str``; values that are none read as NaN."""
-        text, _, values = text.partition(" with ")
-        return cls(text, tuple(_number(value) for value in values.split()))
-
     def __str__(self) -> str:
-        return " ".join([self.text, *(["with"] if self.values else []), *map(_shown, self.values)])
+        values = [f"{value:.6g}" for value in self.values]
+        return " ".join([self.text, *(["with"] if values else []), *values])
 
 
 def encode(meaning: Meaning) -> Tensor:
@@ -63,45 +60,37 @@ def encode(meaning: Meaning) -> Tensor:
 
 def mismatch(mark: object, expected: Meaning) -> str | None:
     """What keeps a checkpoint with ``mark`` from being loaded where ``expected`` holds."""
-    if not isinstance(mark, Tensor) or mark.ndim != 1 or not _is_real(mark):
-        what = (
-            f"shape {tuple(mark.shape)}, {mark.dtype}" if isinstance(mark, Tensor) else repr(mark)
-        )
+    if not (isinstance(mark, Tensor) and mark.ndim == 1 and mark.layout == torch.strided) or (
+        mark.is_complex() or mark.is_quantized
+    ):
+        what = repr(mark)
+        if isinstance(mark, Tensor):
+            what = f"shape {tuple(mark.shape)}, {mark.dtype}"
         return f"expected the mark of {expected}, a tensor of shape ({_LENGTH},), found {what}"
     if not has_values(mark):
         return None  # it says nothing
-    found = Meaning.parse(_decode(mark))
+    found = _decode(mark)
     if found.text == expected.text and _agree(found.values, expected.values):
         return None
     return f"expected a checkpoint of {expected}, found one of {found if found.text else 'no map'}"
 
 
-def _decode(mark: Tensor) -> str:
-    # Version 0.1 wrote the characters as bytes.
-    codes = mark.detach().cpu().double() / (1.0 if mark.dtype == torch.uint8 else _GAP)
-    characters = codes.nan_to_num().round().clamp(0, 127).to(torch.uint8).tolist()
-    return bytes(characters).decode("ascii").strip("\0 ")
-
-
-def _is_real(mark: Tensor) -> bool:
-    return mark.layout == torch.strided and not (mark.is_complex() or mark.is_quantized)
+def _decode(mark: Tensor) -> Meaning:
+    codes = (mark.detach().cpu().double() / _GAP).nan_to_num().round().clamp(0, 127)
+    text = bytes(codes.to(torch.uint8).tolist()).decode("ascii").strip("\0 ")
+    text, _, values = text.partition(" with ")
+    return Meaning(text, tuple(map(_number, values.split())))
 
 
 def _agree(found: tuple[float, ...], expected: tuple[float, ...]) -> bool:
     if not found or not expected:
-        return True  # a map that cannot be tried out, or version 0.1, says nothing
-    return len(found) == len(expected) and all(
-        math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-12)
-        for a, b in zip(found, expected, strict=True)
-    )
-
-
-def _shown(value: float) -> str:
-    return f"{value:.6g}"
+        return True  # of a map that cannot be tried out
+    pairs = zip(found, expected, strict=False)
+    close = all(math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-12) for a, b in pairs)
+    return close and len(found) == len(expected)
 
 
 def _number(text: str) -> float:
-    try:
+    with suppress(ValueError):
         return float(text)
-    except ValueError:
-        return math.nan
+    return math.nan

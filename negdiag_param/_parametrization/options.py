@@ -1,4 +1,4 @@
-"""Every option of a negative diagonal, validated once."""
+"""The options of a negative diagonal, declared and validated once."""
 
 import inspect
 import math
@@ -16,9 +16,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class OptionsDict(TypedDict, total=False):
-    """The options as keyword arguments."""
+    """The options beside the margin, as keyword arguments."""
 
-    margin: float
     dims: tuple[int, ...] | None
     taps: Taps
     blocks: int | None
@@ -27,8 +26,9 @@ class OptionsDict(TypedDict, total=False):
 
 
 class MapOptionsDict(OptionsDict, total=False):
-    """The options as keyword arguments, and the constant of the map that has one."""
+    """All options as keyword arguments, and the constant of the map that has one."""
 
+    margin: float
     beta: float
 
 
@@ -50,71 +50,61 @@ class Options:
     diagonal: Diagonal = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        _set(self, "margin", _checked_margin(self.margin))
-        _set(self, "dims", _checked_dims(self.dims))
+        margin = _number("margin", self.margin)
+        if not (math.isfinite(margin) and margin >= 0):
+            raise ValueError(
+                f"margin: expected a finite number that is not negative, got {self.margin}"
+            )
+        dims = _checked_dims(self.dims)
         _check_choice("taps", self.taps, TAPS)
         _check_blocks(self.blocks)
         check_policy(self.infeasible)
         if not isinstance(self.cache_in_eval, bool):
             raise TypeError(f"cache_in_eval: expected True or False, got {self.cache_in_eval!r}")
-        _set(self, "diagonal", Diagonal(self.dims, self.blocks or 1, self.taps))
+        for name, value in (
+            ("margin", margin),
+            ("dims", dims),
+            ("diagonal", Diagonal(dims, self.blocks or 1, self.taps)),
+        ):
+            object.__setattr__(self, name, value)
 
     @property
     def at_registration(self) -> Infeasible:
-        """The policy for a weight that nobody assigned: half of a default one is positive."""
+        """Half of a default initialisation is positive: reflect it without a warning."""
         return "error" if self.infeasible == "error" else "reflect"
 
     def changed(self) -> dict[str, Any]:
         """Those that differ from their defaults."""
-        given = [f for f in fields(self) if f.init]
-        values = {f.name: getattr(self, f.name) for f in given}
-        return {f.name: values[f.name] for f in given if values[f.name] != f.default}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        return {name: value for name, value in values.items() if value != getattr(Options, name)}
 
     @override
     def __str__(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.changed().items())
 
 
-_set = object.__setattr__
-
-
 def options_shown(function: F) -> F:
-    """Lets ``help`` and editors show the options by name; ``**options`` is left to the map."""
+    """Lets ``help`` and editors show the options that ``**options`` stands for by name."""
     signature = inspect.signature(function)
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    named = [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(Options).parameters.values()]
-    function.__signature__ = signature.replace(parameters=[*own, *named])  # type: ignore[attr-defined]
+    given = {p.name for p in own}
+    options = inspect.signature(Options).parameters.values()
+    own += [p.replace(kind=p.KEYWORD_ONLY) for p in options if p.name not in given]
+    function.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]
     return function
 
 
 def check_policy(infeasible: object) -> None:
-    """Refuses what is no policy for infeasible entries.
-
-    Raises:
-        TypeError: if it is not a string.
-        ValueError: if it is an unknown one.
-    """
+    """Refuses what is no policy for infeasible entries."""
     _check_choice("infeasible", infeasible, INFEASIBLE)
 
 
 def checked_constant(name: str, value: object) -> float:
-    """A constant of a map, which float32 arithmetic can take.
-
-    Raises:
-        TypeError: if it is no number.
-        ValueError: if it is too small or too large.
-    """
+    """A constant of a map, which float32 arithmetic can take."""
     constant = _number(name, value)
     if not 1e-6 <= constant <= 1e6:
         raise ValueError(f"{name}: expected a number between 1e-6 and 1e6, got {value}")
     return constant
-
-
-def _checked_margin(margin: object) -> float:
-    value = _number("margin", margin)
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"margin: expected a finite number that is not negative, got {margin}")
-    return value
 
 
 def _number(name: str, value: object) -> float:

@@ -1,26 +1,39 @@
 """The parametrization module: a scalar map on a diagonal."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self, override
+from typing_extensions import Self, Unpack, override
 
-from negdiag_param._maths.diagonal import Taps
+from negdiag_param._callers import warn_user
 from negdiag_param._maths.feasible import Infeasible
 from negdiag_param._maths.kernel import mapped
 from negdiag_param._maths.limits import Limits
-from negdiag_param._maths.scalar_map import ScalarMap
-from negdiag_param._maths.strict import StrictMap
-from negdiag_param._parametrizations import mark
-from negdiag_param._parametrizations.cache import WeightCache
-from negdiag_param._parametrizations.invert import check, dtype_of, inverted
-from negdiag_param._parametrizations.options import Options
-from negdiag_param._parametrizations.overriding import scalar_map
-from negdiag_param._parametrizations.record import Record
-from negdiag_param._parametrizations.steps import Homes
-from negdiag_param._ranks import dtensor
-from negdiag_param._torch_private import own_buffers, own_modules, own_parameters
+from negdiag_param._maths.strict import ScalarMap, StrictMap
+from negdiag_param._parametrization import custom, mark
+from negdiag_param._parametrization.cache import WeightCache
+from negdiag_param._parametrization.invert import check, dense, inverted, named
+from negdiag_param._parametrization.options import (
+    Options,
+    OptionsDict,
+    check_policy,
+    options_shown,
+)
+from negdiag_param._parametrization.steps import Homes
+from negdiag_param._private import own_buffers, own_modules, own_parameters
+from negdiag_param._ranks import shards
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the helper knows of a registration beside the options."""
+
+    name: str = "weight"  # of the tensor, for messages
+    order: tuple[str, ...] = ()  # the tensors of its module, as they stood before
+    persistent: bool = True  # whether the tensor is in checkpoints
+    ndim: int | None = None  # of the tensor
+    mesh_dims: int = 0  # of the mesh it was distributed over before fully_shard
 
 
 class NegativeDiagonal(nn.Module):
@@ -29,9 +42,9 @@ class NegativeDiagonal(nn.Module):
     .. math::
         W_{ii} = \operatorname{map}(X_{ii}) - \text{margin}, \qquad W_{ij} = X_{ij} \quad (i \ne j)
 
-    In plain words: the optimizer trains ``X`` freely; what the layer sees has a diagonal that is
-    strictly negative and at most ``-margin`` at every step, and everything else of ``X`` as it is.
-    Subclasses give the scalar map and its inverse; the first of the ready ones is
+    In plain words: the optimizer trains the original ``X`` freely; what the layer sees has a
+    diagonal that is strictly negative and at most ``-margin`` at every step, and everything else
+    of ``X`` as it is. Subclasses define ``map`` and ``inverse``; the ready ones begin with
     :class:`ClampDiagonal`.
 
     Attach it with :func:`register_negative_diagonal`, or with
@@ -75,35 +88,28 @@ class NegativeDiagonal(nn.Module):
         True
     """
 
-    _closed_form: ScalarMap  # of a ready class, there before __init__ asks for it
+    scalar_map: ScalarMap  # of a ready class; those of users define map and inverse instead
 
-    def __init__(
-        self,
-        margin: float = 0.0,
-        dims: tuple[int, ...] | None = None,
-        taps: Taps = "all",
-        blocks: int | None = None,
-        infeasible: Infeasible = "warn",
-        cache_in_eval: bool = False,
-    ) -> None:
+    @options_shown
+    def __init__(self, margin: float = 0.0, **options: Unpack[OptionsDict]) -> None:
         super().__init__()
-        self.options = Options(margin, dims, taps, blocks, infeasible, cache_in_eval)
+        self.options = Options(margin, **options)
         self.record = Record()
-        chosen = scalar_map(self, NegativeDiagonal, self._own_name)
+        chosen = custom.chosen(self, NegativeDiagonal, self._own_name)
         self.strict = StrictMap(chosen, self.options.margin)
         self.cache = WeightCache()
-        self.homes = Homes() if self.strict.is_projection else None
+        self.homes = Homes() if chosen.is_projection else None
 
     def map(self, x: Tensor) -> Tensor:
         """The scalar map, entry by entry: from any real to a negative number.
 
         ``margin`` is subtracted from the result; rounding to zero or overflow is mended.
         """
-        return self._closed_form.value(x, Limits.of(dtype_of(x), 0.0))
+        return self.scalar_map.value(x, Limits.of(dense(x).dtype, 0.0))
 
     def inverse(self, d: Tensor) -> Tensor:
         """The inverse of :meth:`map`, entry by entry: from a negative number to a real."""
-        return self._closed_form.inverse(d, Limits.of(dtype_of(d), 0.0))
+        return StrictMap(self.scalar_map, 0.0).inverse(dense(d))
 
     @override
     def forward(self, original: Tensor) -> Tensor:
@@ -125,13 +131,12 @@ class NegativeDiagonal(nn.Module):
                 diagonal holds NaN or infinity, or is infeasible and ``infeasible="error"``.
         """
         self.cache.drop()
-        original = inverted(
-            weight,
-            self.options.diagonal,
-            self.strict,
-            infeasible or self.options.infeasible,
-            self.record.name,
-        )
+        policy, name = infeasible or self.options.infeasible, self.record.name
+        check_policy(policy)
+        with named(name):
+            original, warning = inverted(weight, self.options.diagonal, self.strict, policy)
+        if warning:
+            warn_user(f"{name}: {warning}; they are reflected, d -> -|d|")
         if self.record.ndim is None:
             self.record = replace(self.record, ndim=original.ndim)
         return original
@@ -141,8 +146,9 @@ class NegativeDiagonal(nn.Module):
 
         A distributed ``original`` is gathered.
         """
-        check(original, self.options.diagonal, self.strict, self.record.name)
-        return mapped(self.options.diagonal.view(dtensor.whole(original)), self.strict)
+        with named(self.record.name):
+            check(original, self.options.diagonal, self.strict)
+        return mapped(self.options.diagonal.view(shards.whole(original)), self.strict)
 
     @override
     def get_extra_state(self) -> Tensor:
@@ -156,9 +162,9 @@ class NegativeDiagonal(nn.Module):
         Raises:
             ValueError: if ``state`` was not written by a parametrization like this one.
         """
-        found = mark.mismatch(state, self._meaning())
-        if found:
-            raise ValueError(f"{self.record.name}: {found}")
+        difference = mark.mismatch(state, self._meaning())
+        if difference:
+            raise ValueError(f"{self.record.name}: {difference}")
 
     @override
     def extra_repr(self) -> str:
@@ -175,10 +181,11 @@ class NegativeDiagonal(nn.Module):
 
     def _constrained(self, original: Tensor) -> Tensor:
         try:
-            return dtensor.constrain(original, self.options.diagonal, self.strict, self.record.name)
+            return shards.constrain(original, self.options.diagonal, self.strict)
         except Exception:
-            # Nothing is checked beforehand, which would cost more than the map of a small layer.
-            check(original, self.options.diagonal, self.strict, self.record.name)
+            # Checking beforehand would cost more than the map of a small layer.
+            with named(self.record.name):
+                check(original, self.options.diagonal, self.strict)
             raise
 
     def _remembered(self, original: Tensor) -> Tensor:
@@ -195,11 +202,11 @@ class NegativeDiagonal(nn.Module):
         return mark.Meaning.of(chosen.name, chosen.constants, self.options, values)
 
     def _own_tensors(self) -> list[Tensor]:
-        """What a map of the user's computes with."""
+        """What a user's map computes with."""
         if own_parameters(self) or own_buffers(self) or own_modules(self):
             return [*self.parameters(), *self.buffers()]
         return []
 
     def _own_name(self) -> str:
-        """What a map of the user's is called in checkpoints and messages."""
+        """What a user's map is called in checkpoints and messages."""
         return type(self).__name__

@@ -13,17 +13,26 @@ from torch.nn.utils import parametrize
 
 # Some tools replace this while they trace or patch, and then it has to see every module call.
 _MODULE_CALL = nn.Module.__call__
-
+_UNKNOWN_VERSIONS = count()
 
 # What a parallel style asks a module for before it converts anything. If it is gone, the error of
 # a style that comes too late is PyTorch's own.
 DISTRIBUTED_MARK = "_distribute_module_applied"
 
 
+def _read(owner: Any, name: str, otherwise: Any, consequence: str) -> Any:
+    """The attribute, or ``otherwise`` with a warning."""
+    try:
+        return getattr(owner, name)
+    except AttributeError:
+        _warn_once(name, consequence)
+        return otherwise
+
+
 @lru_cache
-def _warn_once(missing: str, consequence: str) -> None:
+def _warn_once(name: str, consequence: str) -> None:
     warnings.warn(
-        f"negdiag_param does not know this PyTorch ({torch.__version__}): {missing} is gone, "
+        f"negdiag_param does not know this PyTorch ({torch.__version__}): {name} is gone, "
         f"so {consequence}.",
         RuntimeWarning,
         stacklevel=3,
@@ -50,21 +59,14 @@ def own_buffers(module: nn.Module) -> dict[str, Tensor | None]:
 
 def non_persistent_buffers(module: nn.Module) -> set[str]:
     """The names of the buffers that stay out of checkpoints, live."""
-    try:
-        return module._non_persistent_buffers_set
-    except AttributeError:
-        _warn_once("nn.Module._non_persistent_buffers_set", "registered buffers become persistent")
-        return set()
+    consequence = "registered buffers become persistent"
+    return _read(module, "_non_persistent_buffers_set", set(), consequence)  # type: ignore[no-any-return]
 
 
 def loading_method(cls: type[nn.Module]) -> Callable[..., None] | None:
     """What reads the entries of a module itself from a state dict; None if that is unknown."""
-    try:
-        return cls._load_from_state_dict
-    except AttributeError:
-        consequence = "checkpoints from before registration do not load"
-        _warn_once("nn.Module._load_from_state_dict", consequence)
-        return None
+    consequence = "checkpoints from before registration do not load"
+    return _read(cls, "_load_from_state_dict", None, consequence)  # type: ignore[no-any-return]
 
 
 def keep_metadata(
@@ -87,34 +89,23 @@ def has_values(tensor: Tensor) -> bool:
     return not tensor.is_meta and type(tensor).__name__ != "FakeTensor"
 
 
-_UNKNOWN_VERSIONS = count()
-
-
 def version(tensor: Tensor) -> int:
     """How often ``tensor`` was written in place. If unknown: another number each time."""
-    try:
-        return tensor._version
-    except AttributeError:
-        _warn_once("Tensor._version", "weights are computed anew instead of cached")
-        return next(_UNKNOWN_VERSIONS)
+    consequence = "weights are computed anew instead of cached"
+    found = _read(tensor, "_version", None, consequence)
+    return next(_UNKNOWN_VERSIONS) if found is None else found
 
 
 def function_transforms_active(if_unknown: bool = True) -> bool:
-    """Whether a ``torch.func`` transform runs. To believe so is right everywhere, and slower."""
-    try:
-        return torch._C._are_functorch_transforms_active()
-    except AttributeError:
-        _warn_once("torch._C._are_functorch_transforms_active", "eager mode is slower")
-        return if_unknown
+    """Whether a ``torch.func`` transform runs. True is always safe, but slower."""
+    name, consequence = "_are_functorch_transforms_active", "eager mode is slower"
+    return _read(torch._C, name, lambda: if_unknown, consequence)()  # type: ignore[no-any-return]
 
 
 def dispatch_mode_active() -> bool:
     """Whether a mode sees every operation, as tracers and fake tensors have it. If unknown: yes."""
-    try:
-        return torch._C._len_torch_dispatch_stack() > 0
-    except AttributeError:
-        _warn_once("torch._C._len_torch_dispatch_stack", "weights are computed anew, not cached")
-        return True
+    consequence = "weights are computed anew, not cached"
+    return _read(torch._C, "_len_torch_dispatch_stack", lambda: 1, consequence)() > 0  # type: ignore[no-any-return]
 
 
 def is_exporting() -> bool:
@@ -147,18 +138,16 @@ def is_just_forward(module: nn.Module) -> bool:
             or module._compiled_call_impl
             or nn.Module.__call__ is not _MODULE_CALL
         )
-    except AttributeError:
-        _warn_once("nn.Module._forward_hooks", "small layers are slower")
+    except AttributeError as error:
+        _warn_once(str(error.name), "small layers are slower")
         return False
 
 
 def cached_block() -> MutableMapping[Any, Any] | None:
     """The store of the ``parametrize.cached()`` block that runs; None outside, or if unknown."""
-    try:
-        return parametrize._cache if parametrize._cache_enabled else None
-    except AttributeError:
-        _warn_once("parametrize._cache", "parametrize.cached() recomputes instead of caching")
-        return None
+    consequence = "parametrize.cached() recomputes instead of caching"
+    enabled = _read(parametrize, "_cache_enabled", False, consequence)
+    return _read(parametrize, "_cache", None, consequence) if enabled else None
 
 
 def is_managed_by_fsdp(module: nn.Module) -> bool:

@@ -8,15 +8,18 @@ from torch import Tensor
 from torch.distributions import ComposeTransform, Transform
 from typing_extensions import Unpack, override
 
-from negdiag_param._parametrizations.base import NegativeDiagonal
-from negdiag_param._parametrizations.options import OptionsDict
+from negdiag_param._parametrization.options import OptionsDict, options_shown
+from negdiag_param._parametrization.parametrization import NegativeDiagonal
 
 
 class TransformDiagonal(NegativeDiagonal):
     """Keeps a diagonal negative through a transform from the reals to the negative numbers."""
 
-    def __init__(self, transform: Transform, **options: Unpack[OptionsDict]) -> None:
-        super().__init__(**options)
+    @options_shown
+    def __init__(
+        self, transform: Transform, margin: float = 0.0, **options: Unpack[OptionsDict]
+    ) -> None:
+        super().__init__(margin, **options)
         self.transform = _copyable(transform)
 
     @override
@@ -40,11 +43,7 @@ class TransformDiagonal(NegativeDiagonal):
 
 
 def _copyable(transform: Transform) -> Transform:
-    """The transform as copies of a module take it along, without its memory of the last tensors.
-
-    Raises:
-        ValueError: if PyTorch cannot copy it.
-    """
+    """The transform as copies of a module take it along, without its memory of the last tensors."""
     if isinstance(transform, ComposeTransform):
         return ComposeTransform([_copyable(part) for part in transform.parts])
     try:

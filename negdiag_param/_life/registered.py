@@ -1,0 +1,246 @@
+"""The class of a registered module: what ``torch.nn.utils.parametrize`` injects, and more.
+
+PyTorch gives every parametrized module a class of its own and lets deep copies share it, so that
+removing a parametrization from a copy takes the property from its source, and a compiled model
+knows as many classes as it has layers. Here all modules with the same base and the same
+parametrized tensors share one class. PyTorch edits the class of one module, immediately before it
+edits that module's dictionary of parametrizations; the dictionary notices, puts the shared class
+right again, and gives the module another one.
+
+With the class come copies and pickles that work, checked assignment, plain checkpoints, and resets
+that take effect. Removing the last parametrization gives the module its first class back.
+"""
+
+import copyreg
+from collections.abc import Iterable, MutableMapping
+from functools import partial
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrize import ParametrizationList
+from typing_extensions import override
+
+from negdiag_param import _private
+from negdiag_param._callers import is_distributing
+from negdiag_param._life import loading, lookup, reset
+from negdiag_param._life.assign import assign
+from negdiag_param._links import Links
+from negdiag_param._parametrization.cache import WeightCache
+from negdiag_param._parametrization.parametrization import NegativeDiagonal
+from negdiag_param._private import own_buffers, own_modules, own_parameters
+from negdiag_param._ranks import shards
+
+_CLASSES: WeakValueDictionary[tuple[type, tuple[str, ...]], type[nn.Module]] = WeakValueDictionary()
+
+
+class Parametrizations(nn.ModuleDict):
+    """The parametrizations of a module by tensor name, which keep the module's class up to date."""
+
+    def __init__(self, owner: nn.Module, lists: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.owner = Links([owner])
+        own_modules(self).update(lists)
+
+    @override
+    def __setitem__(self, key: str, module: nn.Module) -> None:
+        super().__setitem__(key, module)
+        for owner in self.owner:
+            if key not in _names(type(owner)) and key in vars(type(owner)):
+                delattr(type(owner), key)
+            update_class(owner)
+
+    @override
+    def __delitem__(self, key: str) -> None:
+        super().__delitem__(key)
+        for owner in self.owner:
+            if key in _names(type(owner)) and key not in vars(type(owner)):
+                setattr(type(owner), key, tensor_property(key))
+            update_class(owner)
+
+    @override
+    def _get_name(self) -> str:
+        return "ModuleDict"
+
+
+class _NotYetDistributed:
+    """Refuses a parallel style that comes after registration.
+
+    An attribute of the instance, which a parallel style sets, shadows this descriptor.
+    """
+
+    def __get__(self, module: nn.Module | None, cls: type[nn.Module]) -> bool:
+        # dir() and inspect.getmembers() read this too.
+        if module is not None and is_distributing():
+            for tensor_name in lookup.ours(module):
+                if not all(map(shards.is_sharded, lookup.originals(module, tensor_name))):
+                    raise ValueError(
+                        f"expected a {base_of(module).__name__} without a negative diagonal to "
+                        f"distribute, got a registered one; the order is {shards.ORDER}"
+                    )
+        return False
+
+
+def adopt(module: nn.Module, base: type[nn.Module]) -> None:
+    """Gives ``module``, of class ``base`` before its first parametrization, a class of ours."""
+    holder = Parametrizations(module, lookup.lists(module))
+    own_modules(module)["parametrizations"] = holder
+    module.__class__ = own_class(base, own_modules(holder))
+
+
+def update_class(module: nn.Module) -> None:
+    """Gives ``module`` the class for the tensors that are parametrized now."""
+    module.__class__ = own_class(base_of(module), lookup.lists(module))
+
+
+def base_of(module: nn.Module) -> type[nn.Module]:
+    """The class of ``module`` without parametrizations."""
+    cls = type(module)
+    if _is_ours(cls):
+        return cls.__bases__[0]
+    if any(map(_is_ours, cls.__mro__)):
+        return cls  # a class that somebody has derived from ours
+    return parametrize.type_before_parametrizations(module)
+
+
+def own_class(base: type[nn.Module], tensor_names: Iterable[str]) -> type[nn.Module]:
+    """A subclass of ``base`` with a property for each parametrized tensor."""
+    names = tuple(sorted(tensor_names))
+    found = _CLASSES.get((base, names))
+    if found is None:
+        found = _CLASSES[base, names] = _made(base, names)
+    return found
+
+
+def _names(cls: type) -> tuple[str, ...]:
+    """The tensors that a class of ours has a property for."""
+    return vars(cls).get("__parametrized_tensors__", ())  # type: ignore[no-any-return]
+
+
+def _is_ours(cls: type) -> bool:
+    return "__parametrized_tensors__" in vars(cls)
+
+
+def _made(base: type[nn.Module], tensor_names: tuple[str, ...]) -> type[nn.Module]:
+    slot_names = copyreg._slotnames(base)  # type: ignore[attr-defined]
+
+    def __reduce_ex__(self: nn.Module, protocol: int) -> str | tuple[Any, ...]:
+        # Both pickle and deepcopy come here. The class is made anew from its base.
+        with torch.no_grad():
+            reduced = base.__reduce_ex__(self, max(protocol, 2))
+        if isinstance(reduced, str) or len(reduced) < 3 or type(self) is not cls:
+            return reduced
+        make, arguments, *rest = reduced
+        arguments = tuple(base if argument is cls else argument for argument in arguments)
+        slots = {name: getattr(self, name) for name in slot_names if hasattr(self, name)}
+        return _revive, (make, arguments, tensor_names, slots), *rest
+
+    def register_parameter(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        # `layer.weight = nn.Parameter(W)` comes here before it could reach the property.
+        if param is not None and name in lookup.lists(self):
+            assign(self, name, param)
+        else:
+            base.register_parameter(self, name, param)
+
+    def __prepare_scriptable__(self: nn.Module) -> nn.Module:
+        raise TypeError(
+            f"expected a module without a negative diagonal for torch.jit.script, got "
+            f"{type(self).__name__}; script a baked copy, which "
+            f"remove_negative_diagonal(copy.deepcopy(model), ...) gives, or use torch.export"
+        )
+
+    namespace: dict[str, Any] = {
+        "__module__": base.__module__,
+        "__parametrized_tensors__": tensor_names,
+        _private.DISTRIBUTED_MARK: _NotYetDistributed(),
+        "__prepare_scriptable__": __prepare_scriptable__,
+        "__reduce_ex__": __reduce_ex__,
+        "register_parameter": register_parameter,
+    }
+    load = _private.loading_method(base)
+    if load is not None:
+        namespace[load.__name__] = loading.translating(load)
+    for name in filter(partial(hasattr, base), reset.METHODS):
+        namespace[name] = reset.resetting(base, name)
+    namespace |= {name: tensor_property(name) for name in tensor_names}
+    make_class: Any = type(base)  # a metaclass, such as ABCMeta
+    cls: type[nn.Module] = make_class(f"Parametrized{base.__name__}", (base,), namespace)
+    return cls
+
+
+def _revive(
+    make: Any, arguments: tuple[Any, ...], tensor_names: tuple[str, ...], slots: dict[str, Any]
+) -> nn.Module:
+    module: nn.Module = make(*arguments)
+    for name, value in slots.items():
+        object.__setattr__(module, name, value)
+    module.__class__ = own_class(base_of(module), tensor_names)
+    return module
+
+
+def tensor_property(tensor_name: str) -> property:
+    """Computes the tensor where the instance has a list for it; elsewhere it is a plain attribute.
+
+    Several instances share a class, and PyTorch may take the list from one of them.
+    """
+
+    def get(self: nn.Module) -> Tensor:
+        holder: Any = own_modules(self).get("parametrizations")
+        found = None if holder is None else own_modules(holder).get(tensor_name)
+        if found is None:
+            return _plain(self, tensor_name)  # type: ignore[no-any-return]
+        if not torch.compiler.is_compiling():
+            block = _private.cached_block()
+            return _evaluated(found) if block is None else _read_in(block, found, tensor_name)
+        return found()  # type: ignore[no-any-return]
+
+    def set_(self: nn.Module, value: Tensor) -> None:
+        if tensor_name in lookup.lists(self):
+            assign(self, tensor_name, value)
+        else:
+            vars(self)[tensor_name] = value
+
+    return property(get, set_)
+
+
+def _plain(module: nn.Module, name: str) -> Any:
+    own = vars(module)
+    return own[name] if name in own else nn.Module.__getattr__(module, name)
+
+
+def _evaluated(found: nn.Module) -> Tensor:
+    """``found()``, without two module calls where no hook could notice the difference."""
+    parametrizations = own_modules(found)
+    only = parametrizations.get("0")
+    if (
+        len(parametrizations) == 1
+        and type(found) is ParametrizationList
+        and isinstance(only, NegativeDiagonal)
+        and _private.is_just_forward(found)
+        and _private.is_just_forward(only)
+    ):
+        original: Any = own_parameters(found).get("original")
+        if original is None:
+            original = own_buffers(found).get("original")
+        if original is not None:
+            return only.forward(original)
+    return found()  # type: ignore[no-any-return]
+
+
+def _read_in(block: MutableMapping[Any, Any], found: nn.Module, tensor_name: str) -> Tensor:
+    """The tensor within ``parametrize.cached()``.
+
+    The key is the list of this very instance, so copies do not share an entry; and an entry that
+    was made without gradients, or before an original changed, is made again.
+
+    Raises:
+        RuntimeError: while tracing, as in PyTorch.
+    """
+    if torch.jit.is_tracing():
+        raise RuntimeError("Cannot trace a model while caching parametrizations.")
+    cache = block.get((found, tensor_name))
+    if cache is None:
+        cache = block.setdefault((found, tensor_name), WeightCache())
+    return cache.read(found, [*found.parameters(), *found.buffers()], found)  # type: ignore[no-any-return]

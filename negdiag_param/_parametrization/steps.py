@@ -1,0 +1,162 @@
+"""What happens after a step of an optimizer, whichever it is.
+
+Caches learn that there was one, since fused optimizers do not move version counters. And where the
+map is a projection, the entries that the step has moved beyond the bound are set to it: projected
+gradient descent.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import cached_property, lru_cache
+from threading import Lock
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary, WeakSet, ref
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from typing_extensions import override
+
+from negdiag_param._links import Links
+from negdiag_param._private import own_modules, own_parameters
+from negdiag_param._ranks import shards
+
+
+class StepCount:
+    """Tells whether any optimizer has made a step."""
+
+    def __init__(self) -> None:
+        self._happened = False
+        self._count = 0
+
+    @lru_cache  # noqa: B019 (there is a single instance)
+    def watch(self) -> None:
+        """From now on, every step of every optimizer is noticed."""
+        register_optimizer_step_post_hook(self._note)
+
+    def count(self) -> int:
+        """A number that is another one after a step."""
+        if self._happened:
+            self._happened = False
+            self._count += 1
+        return self._count
+
+    def _note(self, *_: object) -> None:
+        # Only sets, as a compiled step that read anything here would be compiled anew for it.
+        self._happened = True
+
+
+class Homes(Links[ParametrizationList]):
+    """The lists that a projection stands first in, whose originals it is applied to after steps."""
+
+    def __init__(self, lists: Iterable[ParametrizationList] = ()) -> None:
+        super().__init__(lists)
+        _PROJECTIONS.add(self)
+
+    @override
+    def add(self, module: ParametrizationList) -> None:
+        super().add(module)
+        _PROJECTIONS.add(self)
+
+
+class _Plan(NamedTuple):
+    """Which parameters of an optimizer are originals, by their places, and of which lists."""
+
+    parameters: list[int]
+    originals: dict[int, "ref[ParametrizationList]"]
+
+
+class _Projections:
+    """Projects originals after the step of the optimizer that trains them.
+
+    There are no weak references to parameters, which PyTorch would not swap then.
+    """
+
+    def __init__(self) -> None:
+        self._homes: WeakSet[Homes] = WeakSet()
+        self._lock = Lock()
+        self._plans: WeakKeyDictionary[Optimizer, _Plan] = WeakKeyDictionary()
+        self._lists: dict[int, ref[ParametrizationList]] = {}  # by the id of the original
+        self._shapes: set[torch.Size] = set()  # of originals
+
+    def add(self, homes: Homes) -> None:
+        """From now on, the originals of these lists are projected."""
+        self._install()
+        with self._lock:
+            self._homes.add(homes)
+            self._plans.clear()
+            self._lists.clear()
+
+    @lru_cache  # noqa: B019 (there is a single instance)
+    def _install(self) -> None:
+        register_module_module_registration_hook(_note_home)
+        register_optimizer_step_post_hook(self._after_step)
+
+    def _after_step(self, optimizer: Optimizer, *_: object) -> None:
+        if self._homes:
+            self._untraced(optimizer)
+
+    @cached_property
+    def _untraced(self) -> Callable[[Optimizer], None]:
+        # A compiled step breaks its graph here, as those of PyTorch's own optimizers do. To ask for
+        # that imports the compiler, as the optimizer has done already, but not the module.
+        return torch.compiler.disable(self._project)  # type: ignore[no-any-return]
+
+    def _project(self, optimizer: Optimizer) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        plan = self._plans.get(optimizer)
+        if plan is None or plan.parameters != [*map(id, parameters)]:
+            with self._lock:
+                plan = _Plan([*map(id, parameters)], self._originals(parameters))
+                self._plans[optimizer] = plan
+        with torch.no_grad():
+            for place, found in plan.originals.items():
+                home = found()
+                if home is not None and _original(found) is parameters[place]:
+                    _project(own_modules(home).get("0"), parameters[place])
+
+    def _originals(self, parameters: list[Tensor]) -> dict[int, "ref[ParametrizationList]"]:
+        found = self._known(parameters)
+        others = [p for place, p in enumerate(parameters) if place not in found]
+        # An optimizer for each parameter shall not search through all originals each time. But
+        # some are not seen by a search: fully_shard has gathered tensors in their place while
+        # those of other layers make their step during the backward pass.
+        if not self._lists or any(p.shape in self._shapes for p in others):
+            self._search()
+            found = self._known(parameters)
+        return found
+
+    def _known(self, parameters: list[Tensor]) -> dict[int, "ref[ParametrizationList]"]:
+        lists = enumerate(self._lists.get(id(p)) for p in parameters)
+        return {i: found for i, found in lists if found and _original(found) is parameters[i]}
+
+    def _search(self) -> None:
+        lists = [ref(each) for homes in self._homes for each in homes]
+        found = [(original, each) for each in lists if (original := _original(each)) is not None]
+        self._lists = {id(original): each for original, each in found}
+        self._shapes = {original.shape for original, _ in found}
+
+
+def _original(found: "ref[ParametrizationList]") -> Tensor | None:
+    home = found()
+    return None if home is None else own_parameters(home).get("original")
+
+
+def _project(parametrization: Any, original: Any) -> None:
+    # What FullyShardedDataParallel leaves of an original between forward passes is a flat piece.
+    is_projection = vars(parametrization).get("homes") is not None
+    if is_projection and parametrization.record.ndim == original.ndim:
+        shards.project_(original, parametrization.options.diagonal, parametrization.strict)
+
+
+def _note_home(module: nn.Module, name: str, child: nn.Module | None) -> None:
+    if isinstance(module, ParametrizationList) and name == "0" and child is not None:
+        homes = vars(child).get("homes")
+        if isinstance(homes, Homes):
+            homes.add(module)
+
+
+STEPS = StepCount()
+_PROJECTIONS = _Projections()

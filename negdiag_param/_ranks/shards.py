@@ -1,0 +1,244 @@
+"""Distributed tensors: each rank works on its own shard, and no rank asks another.
+
+A shard's rows and columns are ranges of the global ones. If they start at row r and column c, the
+global diagonal is the one with the offset r - c, and what is left is the ordinary operation: on the
+whole shard as a rule, and on up to three parts of it where it cuts through ``blocks``.
+"""
+
+import sys
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import TypeIs
+
+from negdiag_param._maths import kernel
+from negdiag_param._maths.diagonal import Diagonal
+from negdiag_param._maths.strict import StrictMap
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor, Placement
+
+ORDER = "parallelize_module -> register_negative_diagonal -> fully_shard"
+
+_PLAIN = (Tensor, nn.Parameter)
+
+
+def is_sharded(tensor: Tensor) -> "TypeIs[DTensor]":
+    """Whether ``tensor`` is a DTensor; says so without importing them."""
+    if type(tensor) in _PLAIN:
+        return False
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def mesh_dims(tensor: Tensor) -> int:
+    """How many dimensions the mesh of ``tensor`` has; none for a plain one."""
+    return tensor.device_mesh.ndim if is_sharded(tensor) else 0
+
+
+def constrain(original: Tensor, diagonal: Diagonal, strict: StrictMap) -> Tensor:
+    """The constrained weight, distributed as ``original`` is."""
+    if not is_sharded(original):
+        return kernel.constrain(original, diagonal, strict)
+    shard, parts = _in_parts(original, diagonal)
+    if not (torch.compiler.is_compiling() or kernel.is_transformed(original)):
+        shard = _Local.apply(original)  # type: ignore[no-untyped-call]
+    if len(parts) == 1 and not parts[0].box:
+        return _wrapped(kernel.constrain(shard, parts[0].diagonal, strict), original)
+    weight = shard.clone()
+    for part in parts:
+        part.of(weight).copy_(kernel.constrain(part.of(shard), part.diagonal, strict))
+    return _wrapped(weight, original)
+
+
+def project_(original: Tensor, diagonal: Diagonal, strict: StrictMap) -> None:
+    """Sets what this rank holds of the diagonal to the bound, where it is beyond."""
+    shard, parts = _in_parts(original, diagonal)
+    for part in parts:
+        kernel.project_(part.of(shard), part.diagonal, strict)
+
+
+def entries(tensor: Tensor, diagonal: Diagonal) -> list[Tensor]:
+    """Views of the diagonal entries of ``tensor`` that this rank holds.
+
+    Raises:
+        ValueError: if the placements do not say exactly which they are.
+    """
+    shard, parts = _in_parts(tensor, diagonal)
+    return [part.diagonal.view(part.of(shard)) for part in parts]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """``tensor`` as every rank would see it on its own. Gathers a distributed one."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def of_first_rank(value: Tensor, target: Tensor) -> Tensor:
+    """The ``value`` of the first rank that shares ``target``. Broadcasts for a distributed one."""
+    if not is_sharded(target):
+        return value
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
+    mesh = target.device_mesh
+    return distribute_tensor(value, mesh, [Replicate()] * mesh.ndim).to_local()
+
+
+def aligned(value: Tensor, target: Tensor) -> Tensor:
+    """``value`` distributed as ``target`` is, or else as a plain tensor, gathered if need be."""
+    if is_sharded(value) and is_sharded(target) and value.device_mesh == target.device_mesh:
+        return value if value.placements == target.placements else whole(value)
+    return whole(value)
+
+
+def like(value: Tensor, target: Tensor) -> Tensor:
+    """``value``, of which every rank has all, distributed as ``target`` is."""
+    if not is_sharded(target) or is_sharded(value):
+        return value
+    mesh, coordinate = target.device_mesh, target.device_mesh.get_coordinate()
+    if coordinate is not None:
+        for dim, held in enumerate(ranges(value.shape, target.placements, mesh.shape, coordinate)):
+            value = value.narrow(dim, held.start, len(held))
+    return _wrapped(value.clone(), target)
+
+
+class _Local(torch.autograd.Function):
+    """As ``to_local``, whose gradients have wrong strides where shards of columns are uneven.
+
+    Before PyTorch 2.13 or a little earlier, accumulating those asks the other ranks.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tensor: "DTensor") -> Tensor:
+        ctx.model = tensor.detach()
+        return tensor.to_local().detach()  # the shard itself must not become a part of the graph
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        # What repeats one entry, as the gradient of a sum does, takes no further gradients.
+        return _wrapped(grad if all(grad.stride()) else grad.contiguous(), ctx.model)
+
+
+def _wrapped(shard: Tensor, model: "DTensor") -> Tensor:
+    """``shard`` as this rank's part of a tensor distributed as ``model`` is."""
+    from torch.distributed.tensor import DTensor
+
+    mesh, placements = model.device_mesh, model.placements
+    return DTensor.from_local(
+        shard, mesh, placements, run_check=False, shape=model.shape, stride=model.stride()
+    )
+
+
+class _Part(NamedTuple):
+    """A part of a shard, with the diagonal in it."""
+
+    box: tuple[tuple[int, int, int], ...]  # the dimensions it is shorter in, its start and length
+    diagonal: Diagonal
+
+    def of(self, shard: Tensor) -> Tensor:
+        for dim, start, length in self.box:
+            shard = shard.narrow(dim, start, length)
+        return shard
+
+
+def _in_parts(tensor: Tensor, diagonal: Diagonal) -> tuple[Tensor, tuple[_Part, ...]]:
+    """What this rank holds of ``tensor``, and the parts of that with diagonal entries."""
+    if not is_sharded(tensor):
+        return tensor, (_Part((), diagonal),)
+    shard, mesh = tensor.to_local(), tensor.device_mesh
+    coordinate = mesh.get_coordinate()
+    if coordinate is None:  # this rank holds nothing of the tensor
+        return shard, ()
+    compiling = torch.compiler.is_compiling()  # which takes no cached functions
+    find = find_parts.__wrapped__ if compiling else find_parts
+    shapes = tuple(tensor.shape), tuple(shard.shape)
+    return shard, find(*shapes, tuple(tensor.placements), mesh, tuple(coordinate), diagonal)
+
+
+@lru_cache(maxsize=4096)
+def find_parts(
+    shape: tuple[int, ...],
+    found: tuple[int, ...],
+    placements: "tuple[Placement, ...]",
+    mesh: "DeviceMesh",
+    coordinate: tuple[int, ...],
+    diagonal: Diagonal,
+) -> tuple[_Part, ...]:
+    """The parts of a shard of shape ``found`` that hold diagonal entries; none may be left."""
+    if not _is_known(shape, placements, mesh):
+        raise ValueError(
+            f"expected Shard or Replicate placements on a mesh that lists ranks in "
+            f"ascending order, or such as fully_shard makes over tensor parallelism that splits "
+            f"evenly, found {placements} of {shape} on {mesh}; redistribute the tensor first"
+        )
+    held = ranges(shape, placements, mesh.shape, coordinate)
+    expected = tuple(map(len, held))
+    if expected != found:
+        raise ValueError(
+            f"expected a shard of shape {expected} at {coordinate} of {mesh}, as "
+            f"torch.chunk splits {shape} for {placements}, found {found}"
+        )
+    dims = diagonal.resolved(len(shape))
+    if not dims:
+        return (_Part((), diagonal),)
+    box = [(0, length) for length in found]
+    for dim in range(2, len(shape)) if diagonal.taps == "center" else ():
+        center = (shape[dim] - 1) // 2
+        if center not in held[dim]:
+            return ()
+        box[dim] = center - held[dim].start, 1
+    rows, columns = held[dims[0]], held[dims[1]]
+    size = max(shape[dims[0]] // diagonal.blocks, 1)
+    # The rows of a part lie within a block, or are those of whole blocks.
+    first, last = -(-rows.start // size) * size, rows.stop // size * size
+    cuts = {rows.start, min(first, rows.stop), max(last, rows.start), rows.stop}
+    parts = []
+    for start, stop in pairwise(sorted(cuts)):
+        blocks = max((stop - start) // size, 1)
+        offset = start % size - columns.start
+        if -(stop - start) // blocks < offset < len(columns):
+            box[dims[0]] = start - rows.start, stop - start
+            shorter = [(dim, *cut) for dim, cut in enumerate(box) if cut[1] < found[dim]]
+            parts.append(_Part(tuple(shorter), Diagonal(dims, blocks, "all", offset)))
+    return tuple(parts)
+
+
+def _is_known(
+    shape: tuple[int, ...], placements: "tuple[Placement, ...]", mesh: "DeviceMesh"
+) -> bool:
+    """Whether what a rank holds is what :func:`ranges` says, and what PyTorch takes it for."""
+    pieces, strided = [1] * len(shape), set()
+    for placement, chunks in zip(reversed(placements), reversed(mesh.shape), strict=True):
+        if not placement.is_replicate():
+            if type(placement).__name__ not in {"Shard", "_StridedShard"}:
+                return False
+            dim, factor = placement.dim, getattr(placement, "split_factor", 1)  # type: ignore[attr-defined]
+            strided |= {dim} if factor > 1 else set()
+            if dim in strided and (factor != pieces[dim] or shape[dim] % factor):
+                return False
+            pieces[dim] *= chunks
+    # Shards are scattered and gathered in the order of ranks, but cut by place in the mesh.
+    return torch.compiler.is_compiling() or all(
+        bool((mesh.mesh.diff(dim=dim) > 0).all()) for dim in range(mesh.ndim)
+    )
+
+
+def ranges(
+    shape: Sequence[int],
+    placements: "Sequence[Placement]",
+    mesh: Sequence[int],
+    coordinate: Sequence[int],
+) -> list[range]:
+    """The global indices that a rank holds of each dimension; strided shards split what is left."""
+    found = [range(size) for size in shape]
+    splits = zip(placements, mesh, coordinate, strict=True)
+    for placement, chunks, chunk in sorted(splits, key=lambda s: getattr(s[0], "split_factor", 1)):
+        if not placement.is_replicate():
+            held = found[placement.dim]  # type: ignore[attr-defined]
+            size = -(-len(held) // chunks)  # as torch.chunk has it
+            found[placement.dim] = held[size * chunk : size * (chunk + 1)]  # type: ignore[attr-defined]
+    return found
