@@ -45,10 +45,16 @@ KEPT = (
     (lambda: nn.RNN(3, 3), "weight_hh_l0", "kept", lambda w: [w], "[0]"),
 )
 TIED = {
-    "a tied weight": (lambda: tied(lambda w: w), "0.weight", "1.weight"),
-    "the other tied weight": (lambda: tied(lambda w: w), "1.weight", "0.weight"),
-    "shared memory": (lambda: tied(lambda w: nn.Parameter(w.detach())), "0.weight", "1.weight"),
-    "another's original": (tied_to_an_original, "1.weight", "0.weight"),
+    "a tied weight": (lambda: tied(lambda w: w), "0.weight", "0.weight", "1.weight"),
+    "the other tied weight": (lambda: tied(lambda w: w), "1.weight", "1.weight", "0.weight"),
+    "a pattern over both": (lambda: tied(lambda w: w), "*.weight", "0.weight", "1.weight"),
+    "shared memory": (
+        lambda: tied(lambda w: nn.Parameter(w.detach())),
+        "0.weight",
+        "0.weight",
+        "1.weight",
+    ),
+    "another's original": (tied_to_an_original, "1.weight", "1.weight", "0.weight"),
 }
 ROWS: Table = {
     **{
@@ -65,12 +71,12 @@ ROWS: Table = {
     **{
         f"register_negative_diagonal: {label}": Bad(
             make,
-            lambda model, name=name: register_negative_diagonal(model, name),
+            lambda model, pattern=pattern: register_negative_diagonal(model, pattern),
             ValueError,
             f"{name}: expected a tensor of its own, got one tied to {other}, {MATRIX}; registering "
             f"would rewrite both. Untie them first",
         )
-        for label, (make, name, other) in TIED.items()
+        for label, (make, pattern, name, other) in TIED.items()
     },
     **{
         f"remove_negative_diagonal: a shared original, {name}": Bad(
