@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -86,19 +85,6 @@ def test_a_checkpoint_of_another_float_dtype_loads(dtype):
     net.load_state_dict(state, assign=True)
     assert net.first.weight.dtype == dtype
     assert_same_state(net.float(), stock_net(), rtol=2e-2, atol=1e-3)
-
-
-@pytest.mark.parametrize("plain", [True, False])
-def test_safetensors(plain, tmp_path):
-    net, source = registered_net(), registered_net(seed=3)
-    state = plain_state_dict(source) if plain else source.state_dict()
-    del state["_extra_state"]  # which is no tensor
-    save_file(state, tmp_path / "state.safetensors")
-    result = net.load_state_dict(load_file(tmp_path / "state.safetensors"), strict=False)
-    assert result.missing_keys == ["_extra_state"]
-    assert not result.unexpected_keys
-    net.seen = source.seen
-    assert_same_state(net, source)
 
 
 def test_what_inference_mode_has_loaded_or_removed_can_be_trained():
