@@ -39,7 +39,12 @@ def find(
         raise TypeError(f"tensor_name: expected a string, got {type(tensor_name).__name__}")
     targets = list(every(module))
     exact = [t for t in targets if t.name == tensor_name]
-    exact = found = exact or [t for t in targets if t.path == tensor_name]
+    exact = exact or [t for t in targets if t.path == tensor_name]
+    if not exact:  # another name of a module that is there twice
+        path, _, name = tensor_name.rpartition(".")
+        owner = dict(module.named_modules(remove_duplicate=False)).get(path)
+        exact = [t for t in targets if t.owner is owner and t.tensor_name == name]
+    found = exact
     if len(exact) == 1:
         return exact
     if not exact and any(character in tensor_name for character in "*?["):

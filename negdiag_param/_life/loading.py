@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from negdiag_param._callers import warn_user
 from negdiag_param._life import lookup
+from negdiag_param._life.assign import writes
 from negdiag_param._parametrization.invert import summary
-from negdiag_param._parametrization.parametrization import NegativeDiagonal
 from negdiag_param._private import is_placeholder
 from negdiag_param._ranks import agreement, shards
 
@@ -33,50 +34,68 @@ def _translate(
 ) -> Iterator[str]:
     """Turns plain entries for ``module`` into originals, and yields what is wrong with them."""
     for tensor_name, parametrization in lookup.ours(module).items():
-        if not lookup.is_alone(module, tensor_name):
-            continue
-        current = lookup.originals(module, tensor_name)[0]
+        named, originals = zip(*lookup.named_originals(module, tensor_name), strict=True)
         plain, inside = prefix + tensor_name, f"{prefix}parametrizations.{tensor_name}."
-        original, mark = f"{inside}original", f"{inside}0._extra_state"
+        keys = [inside + name for name in named]
+        place = [*lookup.lists(module)[tensor_name].children()].index(parametrization)
+        mark = f"{inside}{place}._extra_state"
         persistent = parametrization.record.persistent
         # set_model_state_dict fills in the model's own tensors for what it does not find.
-        takes_plain = persistent and state_dict.get(original, current) is current
+        takes_plain = persistent and all(
+            state_dict.get(key, current) is current
+            for key, current in zip(keys, originals, strict=True)
+        )
         if persistent:
-            value = agreement.shared(state_dict.get(plain) if takes_plain else None, current)
+            value = agreement.shared(state_dict.get(plain) if takes_plain else None, originals[0])
             if takes_plain and value is not None:
                 state_dict[plain] = value
         try:
-            with agreement.together([current], plain):
-                _check_real(state_dict.get(original))
+            with agreement.together(originals, plain):
+                _check_real(*map(state_dict.get, keys))
                 if not is_placeholder(state_dict.get(mark)) and mark in state_dict:
                     parametrization.set_extra_state(state_dict[mark])
-                elif original in state_dict or plain in state_dict or not persistent:
+                elif plain in state_dict or not persistent:
                     state_dict[mark] = parametrization.get_extra_state()
+                elif not takes_plain:
+                    state_dict[mark] = parametrization.get_extra_state()
+                    warn_user(
+                        f"{plain}: expected a checkpoint that says which map wrote it, found none "
+                        f"for {keys[0]}; it is taken for one of {parametrization}"
+                    )
             if takes_plain and plain in state_dict:
                 value = state_dict.pop(plain)
                 assigned = local_metadata.get("assign_to_params_buffers", False)
-                with agreement.together([current], plain):
-                    state_dict[original] = _inverse(value, current, parametrization, assigned)
+                with agreement.together(originals, plain):
+                    inverses = _inverses(value, module, tensor_name, assigned)
+                    state_dict.update(zip(keys, inverses, strict=True))
+            elif persistent:
+                state_dict.pop(plain, None)  # of a module that writes its weight by itself
         except (TypeError, ValueError) as error:
             yield f"While loading {plain}: {error}"
             # PyTorch loads the current tensors instead, and reports nothing beside our error.
-            state_dict[original] = current
+            state_dict.update(zip(keys, originals, strict=True))
             state_dict[mark] = parametrization.get_extra_state()
 
 
-def _inverse(
-    value: Any, original: Tensor, parametrization: NegativeDiagonal, assigned: bool
-) -> Any:
-    if not isinstance(value, Tensor) or value.shape != original.shape:
-        return value  # load_state_dict says what is wrong with it
+def _inverses(value: Any, module: nn.Module, tensor_name: str, assigned: bool) -> list[Any]:
+    """What the originals have to hold for the tensor to be ``value``."""
+    originals = lookup.originals(module, tensor_name)
+    if not isinstance(value, Tensor) or value.shape != getattr(module, tensor_name).shape:
+        return [value] * len(originals)  # load_state_dict says what is wrong with it
     _check_real(value)
-    if not assigned:
-        value = shards.aligned(value.to(original.dtype), original)
     with torch.inference_mode(False), torch.no_grad():  # a parameter that can be trained later
-        return shards.like(parametrization.right_inverse(value), original)
+        if not lookup.is_alone(module, tensor_name):
+            return [
+                source for _, source in writes(module, tensor_name, value.to(originals[0].dtype))
+            ]
+        if not assigned:
+            value = shards.aligned(value.to(originals[0].dtype), originals[0])
+        inverse = lookup.ours(module)[tensor_name].right_inverse(value)
+        return [shards.like(inverse, originals[0])]
 
 
-def _check_real(value: object) -> None:
+def _check_real(*values: object) -> None:
     """Refuses complex and quantized tensors, of which loading would keep the real part only."""
-    if isinstance(value, Tensor) and (value.is_complex() or value.is_quantized):
-        raise TypeError(f"expected real numbers, got {summary(value)}")
+    for value in values:
+        if isinstance(value, Tensor) and (value.is_complex() or value.is_quantized):
+            raise TypeError(f"expected real numbers, got {summary(value)}")

@@ -146,26 +146,26 @@ def _made(base: type[nn.Module], tensor_names: tuple[str, ...]) -> type[nn.Modul
         slots = {name: getattr(self, name) for name in slot_names if hasattr(self, name)}
         return _revive, (make, arguments, tensor_names, slots), *rest
 
+    def __setattr__(self: nn.Module, name: str, value: Any) -> None:
+        # RNNs note a value in a list of their own before it can be refused, and nn.Module takes
+        # a parameter for a new one before the property is asked.
+        if name in tensor_names and value is not None and name in lookup.lists(self):
+            object.__setattr__(self, name, value)
+        else:
+            base.__setattr__(self, name, value)
+
     def register_parameter(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        # `layer.weight = nn.Parameter(W)` comes here before it could reach the property.
-        if param is not None and name in lookup.lists(self):
+        if param is not None and name in lookup.ours(self):
             assign(self, name, param)
         else:
             base.register_parameter(self, name, param)
-
-    def __prepare_scriptable__(self: nn.Module) -> nn.Module:
-        raise TypeError(
-            f"expected a module without a negative diagonal for torch.jit.script, got "
-            f"{type(self).__name__}; script a baked copy, which "
-            f"remove_negative_diagonal(copy.deepcopy(model), ...) gives, or use torch.export"
-        )
 
     namespace: dict[str, Any] = {
         "__module__": base.__module__,
         "__parametrized_tensors__": tensor_names,
         _private.DISTRIBUTED_MARK: _NotYetDistributed(),
-        "__prepare_scriptable__": __prepare_scriptable__,
         "__reduce_ex__": __reduce_ex__,
+        "__setattr__": __setattr__,
         "register_parameter": register_parameter,
     }
     load = _private.loading_method(base)
@@ -212,13 +212,19 @@ def tensor_property(base: type[nn.Module], tensor_name: str) -> property:
         if asks:
             found = self.get_submodule(f"parametrizations.{tensor_name}")
         block = _private.cached_block()
-        if block is None:
-            return _evaluated(found, holder, tensor_name)
-        return _read_in(block, found, holder, tensor_name)
+        try:
+            if block is None:
+                return _evaluated(found, holder, tensor_name)
+            return _read_in(block, self, found, holder, tensor_name)
+        except AttributeError as error:
+            # Python would take it for a sign that the module has no such tensor.
+            raise RuntimeError(f"{tensor_name}: {type(error).__name__}: {error}") from error
 
     def set_(self: nn.Module, value: Tensor) -> None:
-        if tensor_name in lookup.lists(self):
+        if tensor_name in lookup.ours(self):
             assign(self, tensor_name, value)
+        elif tensor_name in lookup.lists(self):
+            lookup.lists(self)[tensor_name].right_inverse(value)  # type: ignore[operator]
         else:
             vars(self)[tensor_name] = value
 
@@ -245,11 +251,18 @@ def _evaluated(found: nn.Module, holder: Parametrizations, tensor_name: str) -> 
 
 
 def _read_in(
-    block: MutableMapping[Any, Any], found: nn.Module, holder: Parametrizations, tensor_name: str
+    block: MutableMapping[Any, Any],
+    module: nn.Module,
+    found: nn.Module,
+    holder: Parametrizations,
+    tensor_name: str,
 ) -> Tensor:
     """The tensor within ``parametrize.cached()``, computed anew once an original has changed."""
     if torch.jit.is_tracing():
         raise RuntimeError("Cannot trace a model while caching parametrizations.")
+    if tensor_name not in lookup.ours(module):  # as PyTorch does it
+        key = id(module), tensor_name
+        return block[key] if key in block else block.setdefault(key, found())  # type: ignore[no-any-return]
     # PyTorch's key has the id of the module that a class was made for, which copies share.
     cache: WeightCache = block.setdefault(found, WeightCache())
     holder.recent[tensor_name] = ref(cache)

@@ -1,5 +1,6 @@
 """The parametrization module: a scalar map on a diagonal."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,7 +10,7 @@ from typing_extensions import Self, Unpack, override
 from negdiag_param._callers import warn_user
 from negdiag_param._maths.feasible import INFEASIBLE, Infeasible
 from negdiag_param._maths.kernel import mapped
-from negdiag_param._maths.limits import Limits
+from negdiag_param._maths.limits import FLOAT_DTYPES, Limits
 from negdiag_param._maths.strict import ScalarMap, StrictMap
 from negdiag_param._parametrization import custom, mark
 from negdiag_param._parametrization.cache import WeightCache
@@ -172,6 +173,24 @@ class NegativeDiagonal(nn.Module):
         """As for every module; in addition drops the cached weight."""
         self.cache.drop()
         return super().train(mode)
+
+    @override
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Casts come to the parametrization before they come to the original that is beside it.
+        dtype = fn(torch.zeros((), device="cpu")).dtype
+        if dtype not in FLOAT_DTYPES:
+            raise TypeError(
+                f"{self.record.name}: expected a cast to float16, bfloat16, float32 or float64, "
+                f"got {dtype}"
+            )
+        return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise TypeError(
+            "expected a module without a negative diagonal for torch.jit.script, got a registered "
+            "one; script a baked copy, which remove_negative_diagonal(copy.deepcopy(model), ...) "
+            "gives, or use torch.export"
+        )
 
     def _constrained(self, original: Tensor) -> Tensor:
         try:
