@@ -35,7 +35,7 @@ def check_carrier(target: Target) -> None:
 
 
 def check_untied(module: nn.Module, found: list[Target], consequence: str) -> None:
-    """Refuses tensors that another place in ``module`` uses under another name."""
+    """Refuses tensors that ``module`` also holds under another name."""
     places: dict[object, list[Target]] = {}
     for target in every(module):
         for stored in target.stored:
@@ -69,7 +69,7 @@ def check_kept_nowhere_else(found: list[Target]) -> None:
 
 
 def _may_overlap(stored: Tensor) -> bool:
-    """Whether a step along one dimension is no longer than the reach of all shorter ones."""
+    """Whether entries may share memory: a stride within the reach of all shorter ones."""
     reach = 0
     for step, n in sorted(zip(stored.stride(), stored.shape, strict=True)):
         if n > 1 and step <= reach:
@@ -88,7 +88,7 @@ def _tensors(value: object, depth: int = 3) -> Iterator[tuple[str, Tensor]]:
 
 
 def _place(tensor: Tensor) -> object:
-    """Where a tensor lies: equal for two parameters that share their memory."""
+    """A key that is equal for two parameters that share their memory."""
     if type(tensor) in (Tensor, nn.Parameter) and tensor.numel() and not tensor.is_meta:
         return tensor.device, tensor.data_ptr()
     return id(tensor)

@@ -1,4 +1,4 @@
-"""Registering and removing: find, plan, prepare all that can fail; then assign."""
+"""Registering and removing: find the tensors, prepare all that can fail, then assign."""
 
 import copy
 from dataclasses import replace

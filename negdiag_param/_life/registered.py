@@ -13,7 +13,7 @@ that take effect. Removing the last parametrization gives the module its first c
 
 import copyreg
 from collections.abc import Iterable, MutableMapping
-from itertools import chain
+from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -77,8 +77,8 @@ class _NotYetDistributed:
     def __get__(self, module: nn.Module | None, cls: type[nn.Module]) -> bool:
         # dir() and inspect.getmembers() read this too.
         if module is not None and is_distributing():
-            originals = [lookup.originals(module, name) for name in lookup.ours(module)]
-            if not all(map(shards.is_sharded, chain.from_iterable(originals))):
+            originals = [t for name in lookup.ours(module) for t in lookup.originals(module, name)]
+            if not all(map(shards.is_sharded, originals)):
                 raise ValueError(
                     f"expected a {base_of(module).__name__} without a negative diagonal to "
                     f"distribute, got a registered one; the order is {shards.ORDER}"
@@ -162,8 +162,8 @@ def _made(base: type[nn.Module], tensor_names: tuple[str, ...]) -> type[nn.Modul
     load = _private.loading_method(base)
     if load is not None:
         namespace[load.__name__] = loading.translating(load)
-    resets = [name for name in reset.METHODS if hasattr(base, name)]
-    namespace |= {name: reset.resetting(base, name) for name in resets}
+    for name in filter(partial(hasattr, base), reset.METHODS):
+        namespace[name] = reset.resetting(base, name)
     namespace |= {name: tensor_property(name) for name in tensor_names}
     make_class: Any = type(base)  # a metaclass, such as ABCMeta
     cls: type[nn.Module] = make_class(f"Parametrized{base.__name__}", (base,), namespace)
