@@ -1,7 +1,8 @@
 """The only place that reads private PyTorch names, each with what happens once it is gone."""
 
+import sys
 import warnings
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Collection, MutableMapping
 from functools import lru_cache
 from itertools import count
 from typing import Any
@@ -18,6 +19,11 @@ _UNKNOWN_VERSIONS = count()
 # What a parallel style asks a module for before it converts anything. If it is gone, the error of
 # a style that comes too late is PyTorch's own.
 DISTRIBUTED_MARK = "_distribute_module_applied"
+
+# The process groups that there are, live. If unknown, collectives go unnoticed.
+PROCESS_GROUPS: Collection[Any] = getattr(
+    sys.modules.get("torch.distributed.distributed_c10d"), "_pg_map", ()
+)
 
 
 def _read(owner: Any, name: str, otherwise: Any, consequence: str) -> Any:
@@ -45,6 +51,12 @@ def _warn_once(name: str, consequence: str) -> None:
 def own_modules(module: nn.Module) -> dict[str, nn.Module | None]:
     """The submodules by name, live. Wrappers pass attributes through; this is the module's own."""
     return module._modules
+
+
+def own_lists(module: nn.Module, tensor_name: str) -> tuple[Any, Any]:
+    """The dictionary of parametrizations and the list of the tensor; None where there is none."""
+    holder = module._modules.get("parametrizations")
+    return holder, None if holder is None else holder._modules.get(tensor_name)
 
 
 def own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
@@ -94,6 +106,48 @@ def version(tensor: Tensor) -> int:
     consequence = "weights are computed anew instead of cached"
     found = _read(tensor, "_version", None, consequence)
     return next(_UNKNOWN_VERSIONS) if found is None else found
+
+
+def state(tensor: Tensor) -> tuple[object, ...]:
+    """What differs once ``tensor`` has changed in place, or been given other data."""
+    return version(tensor), tensor.data_ptr(), tensor.dtype, tensor.device, tensor.requires_grad
+
+
+def is_untouched(
+    parametrizations: nn.Module, original: Tensor, before: tuple[object, ...], made: Tensor
+) -> bool:
+    """Whether what was ``made`` of a list's only original still holds. If unknown: no, slower.
+
+    The original is the same object in the state ``before``, and nothing traces or watches.
+    """
+    version, pointer, dtype, _, requires_grad, made_version = before
+    try:
+        return (
+            parametrizations._parameters.get("original") is original
+            and original._version == version
+            and original.data_ptr() == pointer
+            and original.dtype is dtype
+            and original.requires_grad is requires_grad
+            and made._version == made_version
+            and len(parametrizations._modules) == 1
+            and (made.requires_grad or not torch.is_grad_enabled())
+            and not torch._C._len_torch_dispatch_stack()
+            and torch._C._get_tracing_state() is None
+        )
+    except AttributeError as error:
+        _warn_once(str(error.name), "cached weights are read slowly")
+        return False
+
+
+def collectives() -> int:
+    """How many collectives this process has begun. If unknown: another number each time.
+
+    They write into a tensor without moving its version counter.
+    """
+    try:
+        return sum(group._get_sequence_number_for_group() + 1 for group in PROCESS_GROUPS)
+    except (AttributeError, RuntimeError):  # of a backend that does not count
+        return -1 - next(_UNKNOWN_VERSIONS)
 
 
 def function_transforms_active(if_unknown: bool = True) -> bool:

@@ -13,9 +13,8 @@ that take effect. Removing the last parametrization gives the module its first c
 
 import copyreg
 from collections.abc import Iterable, MutableMapping
-from functools import partial
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +41,7 @@ class Parametrizations(nn.ModuleDict):
     def __init__(self, owner: nn.Module, lists: dict[str, nn.Module]) -> None:
         super().__init__()
         self.owner = Links([owner])
+        self.recent = _Recent()
         own_modules(self).update(lists)
 
     @override
@@ -62,10 +62,18 @@ class Parametrizations(nn.ModuleDict):
         for owner in self.owner:
             cls = type(owner)
             if key in _names(cls):
-                setattr(cls, key, tensor_property(key))
+                setattr(cls, key, tensor_property(cls.__bases__[0], key))
             elif key in vars(cls):
                 delattr(cls, key)
             owner.__class__ = own_class(base_of(owner), lookup.lists(owner))
+
+
+class _Recent(dict[str, "ref[WeightCache]"]):
+    """The caches that the tensors were last read from. A copy or a pickle is empty."""
+
+    @override
+    def __reduce__(self) -> tuple[type["_Recent"], tuple[()]]:
+        return _Recent, ()
 
 
 class _NotYetDistributed:
@@ -162,9 +170,9 @@ def _made(base: type[nn.Module], tensor_names: tuple[str, ...]) -> type[nn.Modul
     load = _private.loading_method(base)
     if load is not None:
         namespace[load.__name__] = loading.translating(load)
-    for name in filter(partial(hasattr, base), reset.METHODS):
-        namespace[name] = reset.resetting(base, name)
-    namespace |= {name: tensor_property(name) for name in tensor_names}
+    resets = [name for name in reset.METHODS if hasattr(base, name)]
+    namespace |= {name: reset.resetting(base, name) for name in resets}
+    namespace |= {name: tensor_property(base, name) for name in tensor_names}
     make_class: Any = type(base)  # a metaclass, such as ABCMeta
     cls: type[nn.Module] = make_class(f"Parametrized{base.__name__}", (base,), namespace)
     return cls
@@ -180,23 +188,32 @@ def _revive(
     return module
 
 
-def tensor_property(tensor_name: str) -> property:
+def tensor_property(base: type[nn.Module], tensor_name: str) -> property:
     """Computes the tensor where the instance has a list for it; elsewhere it is a plain attribute.
 
     Several instances share a class, and PyTorch may take the list from one of them.
     """
+    asks = base.__getattr__ is not nn.Module.__getattr__  # a look-up of the class's own
 
     def get(self: nn.Module) -> Tensor:
-        holder: Any = own_modules(self).get("parametrizations")
-        found = None if holder is None else own_modules(holder).get(tensor_name)
+        holder, found = _private.own_lists(self, tensor_name)
         if found is None:
             if tensor_name in vars(self):
                 return vars(self)[tensor_name]  # type: ignore[no-any-return]
             return nn.Module.__getattr__(self, tensor_name)  # type: ignore[return-value]
         if torch.compiler.is_compiling():
             return found()  # type: ignore[no-any-return]
+        recent = holder.recent.get(tensor_name)
+        cache = None if recent is None else recent()
+        weight = None if cache is None else cache.glance(found)
+        if weight is not None:
+            return weight  # type: ignore[no-any-return]
+        if asks:
+            found = self.get_submodule(f"parametrizations.{tensor_name}")
         block = _private.cached_block()
-        return _evaluated(found) if block is None else _read_in(block, found)
+        if block is None:
+            return _evaluated(found, holder, tensor_name)
+        return _read_in(block, found, holder, tensor_name)
 
     def set_(self: nn.Module, value: Tensor) -> None:
         if tensor_name in lookup.lists(self):
@@ -207,7 +224,7 @@ def tensor_property(tensor_name: str) -> property:
     return property(get, set_)
 
 
-def _evaluated(found: nn.Module) -> Tensor:
+def _evaluated(found: nn.Module, holder: Parametrizations, tensor_name: str) -> Tensor:
     """``found()``, without two module calls where no hook could notice the difference."""
     parametrizations = own_modules(found)
     only = parametrizations.get("0")
@@ -220,14 +237,19 @@ def _evaluated(found: nn.Module) -> Tensor:
     ):
         original = own_parameters(found).get("original")
         if original is not None:
+            if only.cache.entry is not None:
+                holder.recent[tensor_name] = ref(only.cache)
             return only.forward(original)
     return found()  # type: ignore[no-any-return]
 
 
-def _read_in(block: MutableMapping[Any, Any], found: nn.Module) -> Tensor:
+def _read_in(
+    block: MutableMapping[Any, Any], found: nn.Module, holder: Parametrizations, tensor_name: str
+) -> Tensor:
     """The tensor within ``parametrize.cached()``, computed anew once an original has changed."""
     if torch.jit.is_tracing():
         raise RuntimeError("Cannot trace a model while caching parametrizations.")
     # PyTorch's key has the id of the module that a class was made for, which copies share.
     cache: WeightCache = block.setdefault(found, WeightCache())
+    holder.recent[tensor_name] = ref(cache)
     return cache.read(found, [*found.parameters(), *found.buffers()], found)

@@ -1,7 +1,8 @@
-"""A weight that was computed before, with what tells whether it still holds."""
+"""A weight that was computed before, with what tells whether it is still valid."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from operator import is_
 
 import torch
 from torch import Tensor, nn
@@ -10,25 +11,25 @@ from negdiag_param import _private
 from negdiag_param._parametrization.steps import STEPS
 
 
-class _Entry(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Entry:
     sources: tuple[Tensor, ...]
     states: list[tuple[object, ...]]
-    storages: list[torch.UntypedStorage]  # kept, so that no other gets their address
-    steps: int
+    modules: tuple[object, ...]  # what computed the weight
+    storages: list[torch.UntypedStorage]  # kept alive, so that no other gets their address
+    steps: object
     weight: Tensor
     weight_version: int
+    glance: tuple[Tensor, tuple[object, ...]] | None  # of the only source, for the usual case
 
-    def holds_for(self, sources: Sequence[Tensor]) -> bool:
-        """Whether the weight is still what ``sources`` give, and may be returned here."""
-        compared = zip(self.sources, sources, self.states, strict=False)
+    def holds_for(self, sources: Sequence[Tensor], holder: nn.Module) -> bool:
+        """Whether the weight is still what ``sources`` give, with gradients if they are needed."""
         return (
             self.steps == STEPS.count()
-            and len(self.sources) == len(sources)
-            and all(
-                known is source and state == _state(source) for known, source, state in compared
-            )
+            and all(map(is_, self.sources, sources))
+            and self.states == [_private.state(source) for source in sources]
+            and self.modules == (*_private.own_modules(holder).values(),)
             and self.weight_version == _private.version(self.weight)
-            # With gradients enabled, a weight without them will not do for sources with them.
             and (
                 self.weight.requires_grad
                 or not torch.is_grad_enabled()
@@ -40,26 +41,38 @@ class _Entry(NamedTuple):
 class WeightCache:
     """At most one weight, with the tensors it was computed from. A copy or a pickle is empty."""
 
-    __slots__ = ("_entry",)
+    __slots__ = ("__weakref__", "entry")
 
     def __init__(self) -> None:
-        self._entry: _Entry | None = None
+        self.entry: _Entry | None = None
 
     def __reduce__(self) -> tuple[type["WeightCache"], tuple[()]]:
         return WeightCache, ()
 
     def drop(self) -> None:
         """Forgets the weight."""
-        self._entry = None
+        self.entry = None
+
+    def glance(self, parametrizations: nn.Module) -> Tensor | None:
+        """The weight, if it is seen at a glance that it holds; None says to look closely.
+
+        That is the usual case: one plain parameter, one parametrization, and nothing that watches.
+        """
+        entry = self.entry  # read once: another thread may drop it
+        if entry is None or entry.glance is None or entry.steps != STEPS.count():
+            return None
+        weight = entry.weight
+        untouched = _private.is_untouched(parametrizations, *entry.glance, weight)
+        return weight if untouched else None
 
     def read(
         self, holder: nn.Module, sources: Sequence[Tensor], compute: Callable[[], Tensor]
     ) -> Tensor:
         """The weight that ``compute`` makes of ``sources``, which ``holder`` holds."""
         if torch.jit.is_tracing() or _private.dispatch_mode_active():
-            return compute()  # a trace would keep what is known already as a constant
-        entry = self._entry  # read once: another thread may drop it
-        if entry is not None and entry.holds_for(sources):
+            return compute()  # a trace would record a cached weight as a constant
+        entry = self.entry  # read once: another thread may drop it
+        if entry is not None and entry.holds_for(sources, holder):
             return entry.weight
         if (
             _private.is_managed_by_fsdp(holder)
@@ -72,7 +85,7 @@ class WeightCache:
         STEPS.watch()
         # The states are taken before the tensors are read: if another thread writes in between,
         # the entry is stale from the start and the next reader makes its own.
-        steps, states = STEPS.count(), [_state(source) for source in sources]
+        steps, states = STEPS.count(), [_private.state(source) for source in sources]
         storages = [source.untyped_storage() for source in sources]
         # Tensors made in inference mode have no version counter.
         with_grad = torch.is_grad_enabled()
@@ -81,12 +94,9 @@ class WeightCache:
         for i, source in enumerate(sources):
             # Other parametrizations may write to their buffers meanwhile, as spectral_norm does.
             if not isinstance(source, nn.Parameter):
-                states[i] = _state(source)
-        version = _private.version(weight)
-        self._entry = _Entry(tuple(sources), states, storages, steps, weight, version)
+                states[i] = _private.state(source)
+        modules, version = (*_private.own_modules(holder).values(),), _private.version(weight)
+        glance = (sources[0], (*states[0], version)) if len(sources) == 1 else None
+        found = tuple(sources), states, modules, storages, steps, weight, version, glance
+        self.entry = _Entry(*found)
         return weight
-
-
-def _state(source: Tensor) -> tuple[object, ...]:
-    """What differs once ``source`` has changed."""
-    return _private.version(source), source.data_ptr(), source.dtype, source.device

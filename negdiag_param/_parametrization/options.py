@@ -104,7 +104,7 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 
 def checked_constant(name: str, value: object) -> float:
-    """A constant of a map, which float32 arithmetic can take."""
+    """A constant of a map, within a range that suits float32 arithmetic."""
     constant = _number(name, value)
     if not 1e-6 <= constant <= 1e6:
         raise ValueError(f"{name}: expected a number between 1e-6 and 1e6, got {value}")

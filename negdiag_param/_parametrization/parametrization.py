@@ -14,12 +14,7 @@ from negdiag_param._maths.strict import ScalarMap, StrictMap
 from negdiag_param._parametrization import custom, mark
 from negdiag_param._parametrization.cache import WeightCache
 from negdiag_param._parametrization.invert import check, dense, inverted, named
-from negdiag_param._parametrization.options import (
-    Options,
-    OptionsDict,
-    check_choice,
-    options_shown,
-)
+from negdiag_param._parametrization.options import Options, OptionsDict, check_choice, options_shown
 from negdiag_param._parametrization.steps import Homes
 from negdiag_param._private import own_buffers, own_modules, own_parameters
 from negdiag_param._ranks import shards
