@@ -36,7 +36,7 @@ def check_carrier(target: Target) -> None:
 
 
 def check_untied(module: nn.Module, found: list[Target], consequence: str) -> None:
-    """Refuses tensors that another place in ``module`` uses under another name."""
+    """Refuses tensors that ``module`` also holds under another name."""
     places: dict[object, list[tuple[Target, Tensor]]] = {}
     for target in every(module):
         for stored in target.stored:
@@ -71,7 +71,7 @@ def check_kept_nowhere_else(found: list[Target]) -> None:
 
 
 def _may_overlap(stored: Tensor) -> bool:
-    """Whether a step along one dimension is no longer than the reach of all shorter ones."""
+    """Whether entries may share memory: a stride within the reach of all shorter ones."""
     reach = 0
     for step, n in sorted(zip(stored.stride(), stored.shape, strict=True)):
         if n > 1 and step <= reach:
@@ -104,6 +104,6 @@ def _share(one: Tensor, other: Tensor) -> bool:
     last = [i + sum((n - 1) * step for n, step in s) for i, s in zip(first, steps, strict=True)]
     if one is other or max(first) > min(last):
         return one is other
-    entries = torch.arange(max(last) + 1, device="cpu")
+    entries = torch.arange(int(max(last)) + 1, device="cpu")
     places = [entries.as_strided(t.shape, t.stride(), t.storage_offset()) for t in (one, other)]
     return bool(torch.isin(*places).any())

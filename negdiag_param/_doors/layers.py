@@ -5,13 +5,14 @@ from typing import TypeAlias
 from torch import Tensor, nn
 from typing_extensions import TypeIs
 
-from negdiag_param._maths.diagonal import Diagonal
 from negdiag_param._parametrization.invert import summary
+from negdiag_param._parametrization.options import Options
 
 _Convolution: TypeAlias = (
     nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 )
 _GATES = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
+_STACKS = _GATES | {nn.MultiheadAttention: 3}
 
 
 def has_kernel(owner: nn.Module, tensor_name: str) -> TypeIs[_Convolution]:
@@ -28,9 +29,22 @@ def blocks(owner: nn.Module, tensor_name: str) -> int:
     return 1
 
 
-def check(owner: nn.Module, tensor_name: str, diagonal: Diagonal, value: Tensor) -> None:
+def check(owner: nn.Module, tensor_name: str, options: Options, value: Tensor) -> None:
     """Refuses layers whose gradients, dimensions or kernels do not suit."""
-    if diagonal.dims is None and value.ndim > 2 and not has_kernel(owner, tensor_name):
+    # Inputs are not the units themselves, so a diagonal of gates' inputs is meant only if said so.
+    stacked = "in_proj_weight" if isinstance(owner, nn.MultiheadAttention) else "weight_ih"
+    gates = next((n for cls, n in _STACKS.items() if isinstance(owner, cls)), 1)
+    if (
+        gates > 1
+        and tensor_name.startswith(stacked)
+        and options.blocks is None
+        and options.dims is None
+    ):
+        raise ValueError(
+            f"expected blocks, as {gates} matrices are stacked in {tensor_name}, got none; "
+            f"{summary(value)}; pass blocks={gates} for a diagonal in each"
+        )
+    if options.dims is None and value.ndim > 2 and not has_kernel(owner, tensor_name):
         raise ValueError(
             f"expected dims, such as dims=(-2, -1), for a tensor of {value.ndim} "
             f"dimensions, got none; {summary(value)}"
@@ -40,7 +54,7 @@ def check(owner: nn.Module, tensor_name: str, diagonal: Diagonal, value: Tensor)
             f"expected a layer with dense gradients, got {type(owner).__name__}("
             f"sparse=True); make it with sparse=False"
         )
-    if diagonal.taps == "center" and has_kernel(owner, tensor_name):
+    if options.taps == "center" and has_kernel(owner, tensor_name):
         for size, dilation in zip(owner.kernel_size, owner.dilation, strict=True):
             if size % 2 == 0 and dilation > 1:  # the diagonal falls between two taps
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""Registering and removing: find, plan, prepare all that can fail; then assign."""
+"""Registering and removing: find the tensors, prepare all that can fail, then assign."""
 
 import copy
 from dataclasses import replace
@@ -123,7 +123,7 @@ def _planned(target: Target, template: NegativeDiagonal) -> NegativeDiagonal:
         checks.check_carrier(target)
         with torch.no_grad():
             value = target.tensor
-        layers.check(owner, tensor_name, options.diagonal, value)
+        layers.check(owner, tensor_name, options, value)
         check(value, options.diagonal, template.strict)
         # What the layer says of dims and blocks is written in one form only, so that checkpoints
         # of the same meaning carry the same mark.

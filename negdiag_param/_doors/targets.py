@@ -99,7 +99,7 @@ def gathered(target: Target) -> Tensor:
 
 
 def check_whole(target: Target, ndim: int | None) -> None:
-    """Refuses what FullyShardedDataParallel leaves outside of a forward pass: flat or freed."""
+    """Refuses an original that FullyShardedDataParallel has flattened or freed."""
     original = target.stored[0]
     flat = ndim is not None and original.ndim != ndim
     plain = type(original) in (Tensor, nn.Parameter) and not original.is_meta
@@ -113,7 +113,7 @@ def check_whole(target: Target, ndim: int | None) -> None:
 
 
 def every(module: nn.Module) -> Iterator[Target]:
-    """Every parameter and buffer once per owner, under the name it has without parametrization."""
+    """Every parameter and buffer of each module, under its name before parametrization."""
     for name, path, owner in named_owners(module):
         if "parametrizations" in path.split("."):
             continue

@@ -86,7 +86,18 @@ def _attach(
 ) -> None:
     is_parameter = tensor_name in own_parameters(owner)
     tensor: Any = (own_parameters(owner) if is_parameter else own_buffers(owner)).pop(tensor_name)
-    found = _list(parametrization, tensor, original)
+    stand_in = tensor
+    if is_plain(tensor):
+        stand_in = nn.Parameter(original, tensor.requires_grad) if is_parameter else original
+    # The list asks for the inverse of the tensor, which is known.
+    vars(parametrization)["right_inverse"] = lambda _: original
+    found = ParametrizationList([parametrization], stand_in)
+    del vars(parametrization)["right_inverse"]
+    if stand_in is not tensor:  # the list holds the object that the optimizer knows
+        _mapping(found, tensor)["original"] = tensor
+        if original.stride() != tensor.stride():  # keep the layout, such as a transposed one
+            original = tensor.new_empty_strided(tensor.shape, tensor.stride()).copy_(original)
+        give_data(tensor, original)
     parametrization.train(owner.training)
     non_persistent_buffers(owner).discard(tensor_name)
     if not parametrization.record.persistent:
@@ -95,45 +106,24 @@ def _attach(
     registered.set_lists(owner, {**lookup.lists(owner), tensor_name: found})
 
 
-def _list(
-    parametrization: NegativeDiagonal, tensor: Tensor, original: Tensor
-) -> ParametrizationList:
-    """PyTorch's list, in which ``tensor``, the same object, holds ``original``."""
-    stand_in = tensor
-    if is_plain(tensor):
-        stand_in = original
-        if isinstance(tensor, nn.Parameter):
-            stand_in = nn.Parameter(original, tensor.requires_grad)
-    # The list asks for the inverse of the tensor, which is known.
-    vars(parametrization)["right_inverse"] = lambda _: original
-    found = ParametrizationList([parametrization], stand_in)
-    del vars(parametrization)["right_inverse"]
-    if stand_in is not tensor:
-        _mapping(found, tensor)["original"] = tensor
-        if original.stride() != tensor.stride():  # keep the layout, such as a transposed one
-            original = tensor.new_empty_strided(tensor.shape, tensor.stride()).copy_(original)
-        give_data(tensor, original)
-    return found
-
-
 def _mapping(module: nn.Module, tensor: Tensor) -> dict[str, Any]:
     """Where ``module`` keeps tensors of this kind."""
     return own_parameters(module) if isinstance(tensor, nn.Parameter) else own_buffers(module)
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether :func:`give_data` works on it: subclasses such as DTensor do not take data."""
+    """Whether :func:`give_data` works on it. Subclasses such as DTensor take no ``data``."""
     return type(tensor) in (Tensor, nn.Parameter)
 
 
 def give_data(tensor: Tensor, value: Tensor) -> None:
-    """Makes ``tensor`` hold ``value``, in the storage of that.
+    """Makes ``tensor`` use the storage of ``value``.
 
-    As ``set_``, which ``parametrize`` uses; but that takes from a parameter what accumulates its
-    gradients, and with it the hooks by which DistributedDataParallel keeps replicas in step.
+    ``parametrize`` calls ``set_`` for that, which drops the node that accumulates the gradients of
+    a parameter, and with it the hooks by which DistributedDataParallel averages them.
     """
     tensor.data = value.detach()
-    torch.autograd.graph.increment_version(tensor)  # a graph that is alive must not use it
+    torch.autograd.graph.increment_version(tensor)  # so that existing graphs refuse to use it
 
 
 def _without_mark(

@@ -13,7 +13,6 @@ that take effect. Removing the last parametrization gives the module its first c
 
 import copyreg
 from collections.abc import Iterable, MutableMapping
-from itertools import chain
 from typing import Any
 from weakref import WeakValueDictionary, ref
 
@@ -86,8 +85,8 @@ class _NotYetDistributed:
     def __get__(self, module: nn.Module | None, cls: type[nn.Module]) -> bool:
         # dir() and inspect.getmembers() read this too.
         if module is not None and is_distributing():
-            originals = [lookup.originals(module, name) for name in lookup.ours(module)]
-            if not all(map(shards.is_sharded, chain.from_iterable(originals))):
+            originals = [t for name in lookup.ours(module) for t in lookup.originals(module, name)]
+            if not all(map(shards.is_sharded, originals)):
                 raise ValueError(
                     f"expected a {base_of(module).__name__} without a negative diagonal to "
                     f"distribute, got a registered one; the order is {shards.ORDER}"

@@ -73,6 +73,14 @@ def test_the_plain_state_knows_originals_that_a_wrapper_renames():
     assert sorted(plain_state_dict(wrapper)) == ["bias", "weight"]
 
 
+def test_the_plain_state_has_the_tensors_of_a_module_before_those_of_its_submodules():
+    model = nn.Sequential(nn.Linear(3, 3))
+    model.weight = nn.Parameter(torch.ones(3, 3))
+    keys = list(model.state_dict())
+    register_negative_diagonal(model, "*weight")
+    assert list(plain_state_dict(model)) == keys == ["weight", "0.weight", "0.bias"]
+
+
 @every_dtype
 def test_a_checkpoint_of_another_float_dtype_loads(dtype):
     net, state = registered_net(), stock_net().to(dtype).state_dict()
