@@ -3,6 +3,7 @@
 import sys
 import warnings
 from collections.abc import Callable, Collection, MutableMapping
+from contextlib import suppress
 from functools import lru_cache
 from itertools import count
 from typing import Any
@@ -67,6 +68,20 @@ def own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
 def own_buffers(module: nn.Module) -> dict[str, Tensor | None]:
     """The buffers by name, live."""
     return module._buffers
+
+
+class ChecksCasts(nn.Module):
+    """A module that is asked before a cast of the module that contains it changes anything."""
+
+    def check_cast(self, dtype: torch.dtype) -> None:
+        """Raises an error if the tensors beside this module cannot have the dtype."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        dtype = torch.float32
+        with suppress(Exception):  # of a function that takes other tensors only
+            dtype = fn(torch.zeros((), device="cpu")).dtype
+        self.check_cast(dtype)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
 
 def non_persistent_buffers(module: nn.Module) -> set[str]:

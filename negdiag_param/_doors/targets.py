@@ -42,7 +42,7 @@ def find(
     exact = exact or [t for t in targets if t.path == tensor_name]
     if not exact:  # another name of a module that is there twice
         path, _, name = tensor_name.rpartition(".")
-        owner = dict(module.named_modules(remove_duplicate=False)).get(path)
+        owner = path and dict(module.named_modules(remove_duplicate=False)).get(path)
         exact = [t for t in targets if t.owner is owner and t.tensor_name == name]
     found = exact
     if len(exact) == 1:

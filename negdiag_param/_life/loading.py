@@ -68,8 +68,8 @@ def _translate(
                 with agreement.together(originals, plain):
                     inverses = _inverses(value, module, tensor_name, assigned)
                     state_dict.update(zip(keys, inverses, strict=True))
-            elif persistent:
-                state_dict.pop(plain, None)  # of a module that writes its weight by itself
+            elif plain in state_dict and _is_redundant(state_dict, plain, keys, parametrization):
+                del state_dict[plain]  # of a module that writes its weight by itself
         except (TypeError, ValueError) as error:
             yield f"While loading {plain}: {error}"
             # PyTorch loads the current tensors instead, and reports nothing beside our error.
@@ -92,6 +92,17 @@ def _inverses(value: Any, module: nn.Module, tensor_name: str, assigned: bool) -
             value = shards.aligned(value.to(originals[0].dtype), originals[0])
         inverse = lookup.ours(module)[tensor_name].right_inverse(value)
         return [shards.like(inverse, originals[0])]
+
+
+def _is_redundant(
+    state_dict: dict[str, Any], plain: str, keys: list[str], parametrization: nn.Module
+) -> bool:
+    """Whether the plain entry is what the original gives."""
+    weight, original = state_dict[plain], state_dict.get(keys[0])
+    if len(keys) > 1 or not (isinstance(weight, Tensor) and isinstance(original, Tensor)):
+        return False
+    with torch.no_grad():
+        return torch.equal(parametrization(original), weight)
 
 
 def _check_real(*values: object) -> None:

@@ -1,6 +1,5 @@
 """The parametrization module: a scalar map on a diagonal."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,7 +16,7 @@ from negdiag_param._parametrization.cache import WeightCache
 from negdiag_param._parametrization.invert import check, dense, inverted, named
 from negdiag_param._parametrization.options import Options, OptionsDict, check_choice, options_shown
 from negdiag_param._parametrization.steps import Homes
-from negdiag_param._private import own_buffers, own_modules, own_parameters
+from negdiag_param._private import ChecksCasts, own_buffers, own_modules, own_parameters
 from negdiag_param._ranks import shards
 
 
@@ -32,7 +31,7 @@ class Record:
     mesh_dims: int = 0  # of the mesh it was distributed over before fully_shard
 
 
-class NegativeDiagonal(nn.Module):
+class NegativeDiagonal(ChecksCasts):
     r"""Keeps the diagonal of a weight negative through a scalar map of an unconstrained tensor.
 
     .. math::
@@ -175,15 +174,12 @@ class NegativeDiagonal(nn.Module):
         return super().train(mode)
 
     @override
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # Casts come to the parametrization before they come to the original that is beside it.
-        dtype = fn(torch.zeros((), device="cpu")).dtype
+    def check_cast(self, dtype: torch.dtype) -> None:
         if dtype not in FLOAT_DTYPES:
             raise TypeError(
                 f"{self.record.name}: expected a cast to float16, bfloat16, float32 or float64, "
                 f"got {dtype}"
             )
-        return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
     def __prepare_scriptable__(self) -> nn.Module:
         raise TypeError(

@@ -76,7 +76,7 @@ ROWS: Table = {
         registered,
         torch.jit.script,
         TypeError,
-        f"{SCRIPT}ParametrizedLinear; {COPY}, or use torch.export",
+        f"{SCRIPT}a registered one; {COPY}, or use torch.export",
     ),
     "jit.script: a model with one": Bad(in_a_model, torch.jit.script, TypeError, f"{SCRIPT}..."),
     "reset_parameters: to NaN": Bad(
