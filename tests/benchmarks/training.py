@@ -12,8 +12,11 @@ from collections.abc import Sequence
 import torch
 
 from tests.benchmarks import _study
+from tests.benchmarks._report import Table, tell
 
-QUICK = _study.Effort(sizes=(8,), count=1, budget=40, settle=40, force=40, recurrent=2)
+QUICK = _study.Effort(
+    sizes=(8,), count=1, budget=40, tried=(0.01, 0.03, 0.1), settle=40, force=40, recurrent=2
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,15 +27,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # the matrices are small
     effort, seed = QUICK if options.quick else _study.Effort(), options.seed
-    tables = [
-        _study.default_layers(effort, seed),
-        _study.one_entry(effort),
-        *_study.other_problems(effort, seed, "SGD"),
-        *_study.other_problems(effort, seed, "Adam"),
-        _study.stable_rates(effort, seed),
-        _study.way_back(effort),
-        _study.recurrent_network(effort, seed),
-    ]
+    sections = {
+        "default layers": lambda: [_study.default_layers(effort, seed)],
+        "one entry": lambda: [_study.one_entry(effort)],
+        "other problems, SGD": lambda: _study.other_problems(effort, seed, "SGD"),
+        "other problems, Adam": lambda: _study.other_problems(effort, seed, "Adam"),
+        "stable rates": lambda: [_study.stable_rates(effort, seed)],
+        "way back": lambda: [_study.way_back(effort)],
+        "recurrent network": lambda: [_study.recurrent_network(effort, seed)],
+    }
+    tables: list[Table] = []
+    for name, section in sections.items():
+        tell(name)
+        tables += section()
     print(f"Seed {seed}, torch {torch.__version__}, float32.\n")
     print("\n".join(table.markdown() for table in tables))
     print(_study.verdict(tables))
