@@ -159,7 +159,6 @@ class _Softplus(ScalarMap):
 _STRAIGHT = 40.0
 
 
-@options_shown
 class NegSoftplusDiagonal(NegativeDiagonal):
     r"""Keeps a diagonal negative through minus a softplus.
 
@@ -188,6 +187,7 @@ class NegSoftplusDiagonal(NegativeDiagonal):
 
     scalar_map = _Softplus()
 
+    @options_shown
     def __init__(
         self, margin: float = 0.0, *, beta: float = 1.0, **options: Unpack[OptionsDict]
     ) -> None:
