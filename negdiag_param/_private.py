@@ -3,6 +3,7 @@
 import sys
 import warnings
 from collections.abc import Callable, Collection, MutableMapping
+from contextlib import suppress
 from functools import lru_cache
 from itertools import count
 from typing import Any
@@ -53,6 +54,12 @@ def own_modules(module: nn.Module) -> dict[str, nn.Module | None]:
     return module._modules
 
 
+def own_lists(module: nn.Module, tensor_name: str) -> tuple[Any, Any]:
+    """The dictionary of parametrizations and the list of the tensor; None where there is none."""
+    holder = module._modules.get("parametrizations")
+    return holder, None if holder is None else holder._modules.get(tensor_name)
+
+
 def own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
     """The parameters by name, live."""
     return module._parameters
@@ -61,6 +68,20 @@ def own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
 def own_buffers(module: nn.Module) -> dict[str, Tensor | None]:
     """The buffers by name, live."""
     return module._buffers
+
+
+class ChecksCasts(nn.Module):
+    """A module that is asked before a cast of the module that contains it changes anything."""
+
+    def check_cast(self, dtype: torch.dtype) -> None:
+        """Raises an error if the tensors beside this module cannot have the dtype."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        dtype = torch.float32
+        with suppress(Exception):  # of a function that takes other tensors only
+            dtype = fn(torch.zeros((), device="cpu")).dtype
+        self.check_cast(dtype)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
 
 def non_persistent_buffers(module: nn.Module) -> set[str]:
@@ -108,22 +129,28 @@ def state(tensor: Tensor) -> tuple[object, ...]:
 
 
 def is_untouched(
-    tensor: Tensor, before: tuple[object, ...], result: Tensor, result_version: int
+    parametrizations: nn.Module, original: Tensor, before: tuple[object, ...], made: Tensor
 ) -> bool:
-    """Whether ``tensor`` is in the state ``before`` and nothing traces. If unknown: no, slower."""
+    """Whether what was ``made`` of a list's only original still holds. If unknown: no, slower.
+
+    The original is the same object in the state ``before``, and nothing traces or watches.
+    """
+    version, pointer, dtype, _, requires_grad, made_version = before
     try:
         return (
-            tensor._version == before[0]
-            and tensor.data_ptr() == before[1]
-            and tensor.dtype is before[2]
-            and tensor.requires_grad is before[4]
-            and result._version == result_version
+            parametrizations._parameters.get("original") is original
+            and original._version == version
+            and original.data_ptr() == pointer
+            and original.dtype is dtype
+            and original.requires_grad is requires_grad
+            and made._version == made_version
+            and len(parametrizations._modules) == 1
+            and (made.requires_grad or not torch.is_grad_enabled())
             and not torch._C._len_torch_dispatch_stack()
             and torch._C._get_tracing_state() is None
         )
-    except AttributeError as error:
-        _warn_once(str(error.name), "cached weights are read slowly")
-        return False
+    except AttributeError:
+        return False  # and the careful way says which name is gone
 
 
 def collectives() -> int:

@@ -1,18 +1,24 @@
 """The benchmark runs and reports; how fast anything is, no test asserts."""
 
 import json
+import math
+import re
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
+from tests.benchmarks import _study as study
 from tests.benchmarks import endurance, overhead, training
 from tests.benchmarks._layers import conv, linear
 from tests.benchmarks._memory import peak_bytes
-from tests.benchmarks._problems import TARGETS, regressions
+from tests.benchmarks._problems import regressions, single_entries
+from tests.benchmarks._report import Table
 from tests.benchmarks._rivals import FLOOR, MAPS, RIVALS, clamp_, only_clones
+from tests.benchmarks._steps import Score, optimizers, steps_to_stay
 from tests.benchmarks._timing import Job, Meter
-from tests.benchmarks._ways import FREE, WAYS, diagonal, weights
+from tests.benchmarks._ways import CANDIDATES, CLAMP, WAYS, Way, diagonal, weights
 
 TINY = overhead.Effort(
     seconds=0.0,
@@ -48,35 +54,93 @@ def test_report(monkeypatch, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_study_of_maps(monkeypatch, capsys):
-    tiny = replace(training.QUICK, sizes=(4,), budget=20, force=10, recurrent=1)
+    tiny = replace(training.QUICK, sizes=(4,), budget=20, settle=20, force=10)
     monkeypatch.setattr(training, "QUICK", tiny)
     assert training.main(["--quick", "--seed", "3"]) == 0
     printed, progress = capsys.readouterr()
-    assert printed.count("\n### ") == 6
-    for way in WAYS:
-        assert printed.count(f"\n| {way} |") >= 5
+    *tables, verdict = printed.split("\n### ")[1:]
+    assert len(tables) == 8
+    for table in tables:
+        rows = dict(re.findall(r"^\| ([^|-]+) \| (.*)", table, re.MULTILINE))
+        assert rows.keys() == WAYS.keys()
+        assert rows["clamp"] == rows[CLAMP]
+    assert all(f"- {name}:" in verdict for name in CANDIDATES)
     assert "nan" not in printed
-    assert "default layers, Adam" in progress
+    assert "default layers" in progress
+
+
+def test_candidates_win_where_all_rivals_lose():
+    steps, larger = Table("Steps", ""), Table("largest learning rate of SGD", "")
+    won, close = dict.fromkeys(WAYS, 3.0), dict.fromkeys(WAYS, 3.0)
+    steps.put("won", won | {"square": 2.0})
+    steps.put("close", close | {"square": 2.0, "softplus": 2.9})
+    larger.put("lost", won | {"square": 2.0})
+    larger.put("won too", won | {"square": 6.0})
+    verdict = study.verdict([steps, larger])
+    assert re.findall("  - (.*)", verdict) == [
+        "Steps: won, by 1.5",
+        "largest learning rate of SGD: won too, by 2.0",
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("optimizer", optimizers())
+def test_clamp_trains_as_clamping_by_hand_does(optimizer, dtype):
+    generator = torch.Generator().manual_seed(0)
+    start, target = torch.randn(2, 4, 4, generator=generator, dtype=dtype)
+    start.diagonal().fill_(-0.5)
+    target.diagonal().copy_(torch.tensor([-2.0, -0.1, 0.1, 2.0]))
+    make = optimizers()[optimizer](0.1)
+    ours, by_hand = (
+        torch.stack(list(weights(WAYS[way], make, start, lambda weight, step: weight - target, 50)))
+        for way in ("clamp", CLAMP)
+    )
+    assert torch.equal(ours, by_hand)
+    assert (diagonal(ours) == -torch.finfo(dtype).tiny).any()
 
 
 @pytest.mark.parametrize("name", WAYS)
 def test_every_way_starts_at_the_weight_and_stays_negative(name):
-    generator = torch.Generator().manual_seed(0)
-    problems = regressions(4, 3, "default", "beyond", generator)
-    seen = list(weights(WAYS[name], torch.optim.SGD, problems.start, problems.gradient, 20))
+    problems = regressions(4, 3, torch.Generator().manual_seed(0), *study.KINDS["beyond"])
+    make = partial(torch.optim.SGD, lr=0.1)
+    seen = list(weights(WAYS[name], make, problems.start, problems.gradient, 20))
     torch.testing.assert_close(seen[0], problems.start)
-    assert (problems.loss(seen[-1]) < problems.loss(seen[0])).all()
-    if name != FREE:
-        assert all((diagonal(weight) < 0).all() for weight in seen)
+    assert problems.gradient(seen[-1]).norm() < problems.gradient(seen[0]).norm()
+    assert all((diagonal(weight) < 0).all() for weight in seen)
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_the_best_diagonal_is_the_best_feasible_one(target):
-    problems = regressions(4, 3, "default", target, torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("kind", study.KINDS)
+def test_the_best_diagonal_is_the_best_feasible_one(kind):
+    problems = regressions(4, 3, torch.Generator().manual_seed(0), *study.KINDS[kind])
     assert (problems.best < 0).all()
     feasible = (diagonal(problems.target) < 0).all(-1)
     expected = diagonal(problems.target)[feasible]
     torch.testing.assert_close(problems.best[feasible], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.95, 1.05])
+def test_rates_are_in_units_of_the_largest_stable_one(rate):
+    problems = single_entries([-2.0, -0.5]).scaled([rate])
+    steps = steps_to_stay(CLAMP, partial(torch.optim.SGD, lr=1.0), problems, 300)
+    assert steps.isfinite().all() == (rate < 1)
+
+
+def test_the_largest_rates():
+    plain, exp = (study.largest_rates(way, [1.0, 3.0], 600, 0) for way in ("clamp", "exp"))
+    assert plain == [1.0, 1.0]
+    assert exp[1] < 0.3 < exp[0]
+
+
+def test_what_never_arrives_counts_with_the_whole_budget():
+    score = Score.of(torch.tensor([10.0, math.inf]), torch.tensor([20.0, 50.0]), budget=100)
+    assert str(score) == "1.00 (50 %)"
+    assert str(Score.of(torch.tensor([300.0]), torch.tensor([10.0]), budget=1000)) == "30"
+
+
+def test_endurance_finds_what_is_not_negative(monkeypatch):
+    monkeypatch.setitem(WAYS, "unconstrained", Way())
+    with pytest.raises(RuntimeError, match="expected negative entries at every step of uncon"):
+        endurance.endured("unconstrained", "SGD", 10)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
@@ -131,5 +195,6 @@ def test_cheap_jobs_are_repeated():
 def test_every_map_stays_negative_under_every_optimizer(capsys):
     assert endurance.main(["--steps", "100"]) == 0
     printed, _ = capsys.readouterr()
-    for name in MAPS:
-        assert f"\n| {name} | -" in printed
+    rows = dict(re.findall(r"^\| ([^|-]+) \| (-.*)", printed, re.MULTILINE))
+    assert rows.keys() == {CLAMP, *MAPS}
+    assert rows["clamp"] == rows[CLAMP]

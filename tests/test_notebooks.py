@@ -59,67 +59,36 @@ def test_a_run_shows_what_is_kept(path):
     assert not found
 
 
-def nothing(cell):
-    cell.outputs = []
+SAID = "0 of 9: 0.01, 0.25"
+PICTURE = {"output_type": "display_data", "metadata": {}, "data": {"image/png": ""}}
+CHANGES = {
+    "nothing": (lambda output: [], "showed"),
+    "a picture": (lambda output: [output, PICTURE], "showed"),
+    "an error": (lambda output: [output | {"name": "stderr"}], "showed"),
+    **{
+        label: (lambda output, said=said: [output | {"text": said}], found)
+        for label, said, found in (
+            ("other words", f"{SAID} and more", "said"),
+            ("another number", "0 of 9: 0.01, 0.29", "0.25 -> 0.29"),
+            ("another sign", "0 of 9: 0.01, -0.25", "0.25 -> -0.25"),
+            ("another count", "1 of 9: 0.01, 0.25", "0 -> 1"),
+            ("a last place", "0 of 9: 0.02, 0.25", None),
+            ("another rounding", "0 of 9: 0.01, 0.26", None),
+        )
+    },
+}
 
 
-def a_picture(cell):
-    cell.outputs.append({"output_type": "display_data", "data": {"image/png": ""}})
-
-
-def an_error(cell):
-    cell.outputs.append({"output_type": "stream", "name": "stderr", "text": "Traceback"})
-
-
-def other_words(cell):
-    cell.outputs[0]["text"] += " and more"
-
-
-def another_number(cell):
-    cell.outputs[0]["text"] = cell.outputs[0]["text"].replace("0.25", "0.29")
-
-
-def another_sign(cell):
-    cell.outputs[0]["text"] = cell.outputs[0]["text"].replace("0.25", "-0.25")
-
-
-def another_count(cell):
-    cell.outputs[0]["text"] = cell.outputs[0]["text"].replace("0 of", "1 of")
-
-
-def a_last_place(cell):
-    cell.outputs[0]["text"] = cell.outputs[0]["text"].replace("0.01,", "0.02,")
-
-
-def another_rounding(cell):
-    cell.outputs[0]["text"] = cell.outputs[0]["text"].replace("0.25", "0.26")
-
-
-@pytest.mark.parametrize(
-    ("change", "found"),
-    [
-        (nothing, "showed"),
-        (a_picture, "showed"),
-        (an_error, "showed"),
-        (other_words, "said"),
-        (another_number, "0.25 -> 0.29"),
-        (another_sign, "0.25 -> -0.25"),
-        (another_count, "0 -> 1"),
-        (a_last_place, None),
-        (another_rounding, None),
-    ],
-    ids=lambda value: getattr(value, "__name__", ""),
-)
+@pytest.mark.parametrize(("change", "found"), CHANGES.values(), ids=CHANGES)
 def test_what_counts_as_a_difference(change, found):
-    def notebook():
-        import nbformat
+    import nbformat
 
-        said = {"output_type": "stream", "name": "stdout", "text": "0 of 9: 0.01, 0.25"}
-        cell = nbformat.v4.new_code_cell(outputs=[nbformat.from_dict(said)])
-        return nbformat.v4.new_notebook(cells=[cell])
+    def notebook(outputs):
+        outputs = [nbformat.from_dict(output) for output in outputs]
+        return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(outputs=outputs)])
 
-    kept, new = notebook(), notebook()
-    change(new.cells[0])
+    said = {"output_type": "stream", "name": "stdout", "text": SAID}
+    kept, new = notebook([said]), notebook(change(said))
     (difference,) = list(notebooks.differences(kept, new)) or [None]
     assert (difference is None) == (found is None)
     assert found is None or found in difference

@@ -1,1 +1,1 @@
-"""The demo behind ``python -m negdiag_param``, a user of the package like any other."""
+"""The example behind ``python -m negdiag_param``: data, fit, report, plot."""

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from negdiag_param._doors.layers import has_kernel
 from negdiag_param._doors.targets import Target, every, is_registered
 from negdiag_param._parametrization.invert import dense, summary
+from negdiag_param._private import has_values
 
 
 def check_carrier(target: Target) -> None:
@@ -35,25 +35,17 @@ def check_carrier(target: Target) -> None:
         )
 
 
-def check_dims(target: Target, dims: tuple[int, ...] | None, value: Tensor) -> None:
-    """Refuses tensors of three and more dimensions where nothing says which are the matrix."""
-    if dims is None and value.ndim > 2 and not has_kernel(target.owner, target.tensor_name):
-        raise ValueError(
-            f"expected dims, such as dims=(-2, -1), for a tensor of {value.ndim} "
-            f"dimensions, got none; {summary(value)}"
-        )
-
-
 def check_untied(module: nn.Module, found: list[Target], consequence: str) -> None:
-    """Refuses tensors that another place in ``module`` uses under another name."""
-    places: dict[object, list[Target]] = {}
+    """Refuses tensors that ``module`` also holds under another name."""
+    places: dict[object, list[tuple[Target, Tensor]]] = {}
     for target in every(module):
         for stored in target.stored:
-            places.setdefault(_place(stored), []).append(target)
+            places.setdefault(_memory(stored), []).append((target, stored))
     for target in found:
         for stored in target.stored:
-            for other in places[_place(stored)]:
-                if (other.owner, other.tensor_name) != (target.owner, target.tensor_name):
+            for other, tensor in places[_memory(stored)]:
+                same = (other.owner, other.tensor_name) == (target.owner, target.tensor_name)
+                if not same and _share(stored, tensor):
                     raise ValueError(
                         f"{target.name}: expected a tensor of its own, got one tied to "
                         f"{other.name}, {summary(stored)}; {consequence}. Untie them first"
@@ -79,7 +71,7 @@ def check_kept_nowhere_else(found: list[Target]) -> None:
 
 
 def _may_overlap(stored: Tensor) -> bool:
-    """Whether a step along one dimension is no longer than the reach of all shorter ones."""
+    """Whether entries may share memory: a stride within the reach of all shorter ones."""
     reach = 0
     for step, n in sorted(zip(stored.stride(), stored.shape, strict=True)):
         if n > 1 and step <= reach:
@@ -97,8 +89,21 @@ def _tensors(value: object, depth: int = 3) -> Iterator[tuple[str, Tensor]]:
             yield from ((f"[{key!r}]{rest}", tensor) for rest, tensor in _tensors(item, depth - 1))
 
 
-def _place(tensor: Tensor) -> object:
-    """Where a tensor lies: equal for two parameters that share their memory."""
-    if type(tensor) in (Tensor, nn.Parameter) and tensor.numel() and not tensor.is_meta:
-        return tensor.device, tensor.data_ptr()
+def _memory(tensor: Tensor) -> object:
+    """What is equal for tensors that may share memory."""
+    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
+    if plain and has_values(tensor) and tensor.numel():
+        return tensor.device, tensor.untyped_storage().data_ptr()
     return id(tensor)
+
+
+def _share(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of the same storage have an entry in common."""
+    first = [t.storage_offset() for t in (one, other)]
+    steps = [zip(t.shape, t.stride(), strict=True) for t in (one, other)]
+    last = [i + sum((n - 1) * step for n, step in s) for i, s in zip(first, steps, strict=True)]
+    if one is other or max(first) > min(last):
+        return one is other
+    entries = torch.arange(int(max(last)) + 1, device="cpu")
+    places = [entries.as_strided(t.shape, t.stride(), t.storage_offset()) for t in (one, other)]
+    return bool(torch.isin(*places).any())

@@ -61,22 +61,14 @@ def init_(
             value = targets.gathered(target).clone()
             before = value.clone()
             with agreement.together(target.stored, target.name):
-                _check_filled(value, before, initializer(value, *args, **kwargs))
+                result = initializer(value, *args, **kwargs)
+                left = isinstance(result, Tensor) and has_values(value) and value.equal(before)
+                if left and len({t.untyped_storage().data_ptr() for t in (value, result)}) > 1:
+                    raise ValueError(
+                        f"initializer: expected a callable that fills its tensor in place, got one "
+                        f"that left it as it was and returned another, {summary(result)}"
+                    )
             value = shards.of_first_rank(value, target.stored[0])
         changes += writes(target.owner, target.tensor_name, value, ours.options.at_registration)
     carry_out(changes)
     return module
-
-
-def _check_filled(value: Tensor, before: Tensor, result: object) -> None:
-    """Refuses an initializer that made a tensor of its own, where it should have filled one."""
-    if (
-        isinstance(result, Tensor)
-        and has_values(value)
-        and result.untyped_storage().data_ptr() != value.untyped_storage().data_ptr()
-        and torch.equal(value, before)
-    ):
-        raise ValueError(
-            f"initializer: expected a callable that fills its tensor in place, got one that left "
-            f"it as it was and returned another, {summary(result)}"
-        )

@@ -2,15 +2,17 @@
 
 from typing import TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import TypeIs
 
+from negdiag_param._parametrization.invert import summary
 from negdiag_param._parametrization.options import Options
 
 _Convolution: TypeAlias = (
     nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 )
 _GATES = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
+_STACKS = _GATES | {nn.MultiheadAttention: 3}
 
 
 def has_kernel(owner: nn.Module, tensor_name: str) -> TypeIs[_Convolution]:
@@ -27,8 +29,26 @@ def blocks(owner: nn.Module, tensor_name: str) -> int:
     return 1
 
 
-def check(owner: nn.Module, tensor_name: str, options: Options) -> None:
-    """Refuses sparse gradients, and dilated even kernels where the diagonal is in the centre."""
+def check(owner: nn.Module, tensor_name: str, options: Options, value: Tensor) -> None:
+    """Refuses layers whose gradients, dimensions or kernels do not suit."""
+    # Inputs are not the units themselves, so a diagonal of gates' inputs is meant only if said so.
+    stacked = "in_proj_weight" if isinstance(owner, nn.MultiheadAttention) else "weight_ih"
+    gates = next((n for cls, n in _STACKS.items() if isinstance(owner, cls)), 1)
+    if (
+        gates > 1
+        and tensor_name.startswith(stacked)
+        and options.blocks is None
+        and options.dims is None
+    ):
+        raise ValueError(
+            f"expected blocks, as {gates} matrices are stacked in {tensor_name}, got none; "
+            f"{summary(value)}; pass blocks={gates} for a diagonal in each"
+        )
+    if options.dims is None and value.ndim > 2 and not has_kernel(owner, tensor_name):
+        raise ValueError(
+            f"expected dims, such as dims=(-2, -1), for a tensor of {value.ndim} "
+            f"dimensions, got none; {summary(value)}"
+        )
     if isinstance(owner, (nn.Embedding, nn.EmbeddingBag)) and owner.sparse:
         raise ValueError(
             f"expected a layer with dense gradients, got {type(owner).__name__}("
@@ -39,7 +59,7 @@ def check(owner: nn.Module, tensor_name: str, options: Options) -> None:
     if options.dominance and options.taps == "all":
         raise ValueError(
             f"expected taps='center' for dominance={options.dominance!r} of a convolution, got "
-            f"taps='all', which is no diagonal of its matrix"
+            f"taps='all', which is not the diagonal of its matrix; {summary(value)}"
         )
     if options.taps == "center":
         for size, dilation in zip(owner.kernel_size, owner.dilation, strict=True):

@@ -41,11 +41,11 @@ def plain_state_dict(model: nn.Module) -> "OrderedDict[str, Any]":
     state = targets.checked(model, "model").state_dict(keep_vars=True)
     entries = {k: v.detach() if isinstance(v, Tensor) else v for k, v in state.items()}
     places: dict[str, tuple[float, ...]] = {key: (i, inf) for i, key in enumerate(state)}
-    ours: list[str] = []
+    ours: tuple[str, ...] = ()
     for key, tensor_name, parametrization in _registered(model, state):
         inside = f"parametrizations.{tensor_name}."
         prefix = key.removesuffix(f"{inside}original")
-        ours.append(f"{prefix}{inside}")
+        ours += (f"{prefix}{inside}",)
         with torch.no_grad():
             entries[f"{prefix}{tensor_name}"] = parametrization(state[key])
         # In the stock model the tensors of a module come before those of its submodules.
@@ -53,7 +53,7 @@ def plain_state_dict(model: nn.Module) -> "OrderedDict[str, Any]":
         for rank, name in enumerate(parametrization.record.order):
             places[f"{prefix}{name}"] = first, len(prefix), rank
         places.setdefault(f"{prefix}{tensor_name}", (first, len(prefix), inf))
-    kept = [key for key in entries if not key.startswith(tuple(ours))]
+    kept = [key for key in entries if not key.startswith(ours)]
     plain = OrderedDict((key, entries[key]) for key in sorted(kept, key=places.__getitem__))
     _private.keep_metadata(
         state, plain, wanted=lambda prefix: "parametrizations" not in prefix.split(".")
@@ -64,13 +64,8 @@ def plain_state_dict(model: nn.Module) -> "OrderedDict[str, Any]":
 def _registered(
     model: nn.Module, state: dict[str, Any]
 ) -> Iterator[tuple[str, str, NegativeDiagonal]]:
-    """The keys of originals in the state dict, with the tensors' names and parametrizations.
-
-    They are found by their path or, where a wrapper renames them, by identity.
-
-    Raises:
-        ValueError: if a registered tensor carries another parametrization.
-    """
+    """The keys of originals in the state dict, with the tensors' names and parametrizations."""
+    # By their path or, where a wrapper renames them, by identity.
     known: dict[str | int, tuple[str, NegativeDiagonal]] = {}
     names = {path: name for name, path, _ in named_owners(model)}
     for path, owner in model.named_modules(remove_duplicate=False):

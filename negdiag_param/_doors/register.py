@@ -1,4 +1,4 @@
-"""Registering and removing: find, plan, prepare all that can fail; then assign."""
+"""Registering and removing: find the tensors, prepare all that can fail, then assign."""
 
 import copy
 from dataclasses import replace
@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from typing_extensions import Unpack
 
 from negdiag_param._doors import checks, layers, targets
@@ -104,8 +105,13 @@ def register_negative_diagonal(
     Source: https://discuss.pytorch.org/t/177339
     """
     template = parse(map, options)
-    any_suits = template.options.dims == ()
-    found = targets.find(module, tensor_name, lambda t: any_suits or t.ndim > 1, "a diagonal")
+
+    def suits(target: Target) -> bool:
+        # What is lazy is refused below.
+        any_does = template.options.dims == () or any(is_lazy(t) for t in target.stored)
+        return any_does or target.tensor.ndim > 1
+
+    found = targets.find(module, tensor_name, suits, "a diagonal")
     _check_unmanaged(found, "not sharded yet", f"the order is {shards.ORDER}")
     with agreement.together((s for target in found for s in target.stored), tensor_name):
         plans = [(target, _planned(target, template)) for target in found]
@@ -123,9 +129,8 @@ def _planned(target: Target, template: NegativeDiagonal) -> NegativeDiagonal:
         checks.check_carrier(target)
         with torch.no_grad():
             value = target.tensor
-        checks.check_dims(target, options.dims, value)
+        layers.check(owner, tensor_name, options, value)
         check(value, options.diagonal, template.strict)
-        layers.check(owner, tensor_name, options)
         # What the layer says of dims and blocks is written in one form only, so that checkpoints
         # of the same meaning carry the same mark.
         dims, blocks = options.diagonal.resolved(value.ndim), options.blocks

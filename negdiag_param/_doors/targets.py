@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from negdiag_param._life import lookup
 from negdiag_param._life.lookup import joined
@@ -30,29 +29,22 @@ class Target:
         """The tensor's current value, computed at every call."""
         return getattr(self.owner, self.tensor_name)  # type: ignore[no-any-return]
 
-    @property
-    def ndim(self) -> int:
-        """The number of dimensions; two for a lazy tensor, whose shape is not known yet."""
-        return 2 if any(map(is_lazy, self.stored)) else self.tensor.ndim
-
 
 def find(
     module: object, tensor_name: object, suits: Callable[[Target], object], wanted: str
 ) -> list[Target]:
-    """The tensors that ``tensor_name`` means: one for a name, any number for a pattern.
-
-    Where it means several, only those that suit are taken; ``wanted`` says what those have.
-
-    Raises:
-        TypeError: if an argument is of the wrong type.
-        ValueError: if there are none, with the names that come near.
-    """
+    """The tensors that ``tensor_name`` means. Of several, those that suit, having ``wanted``."""
     module = checked(module, "module")
     if not isinstance(tensor_name, str):
         raise TypeError(f"tensor_name: expected a string, got {type(tensor_name).__name__}")
     targets = list(every(module))
     exact = [t for t in targets if t.name == tensor_name]
-    exact = found = exact or [t for t in targets if t.path == tensor_name]
+    exact = exact or [t for t in targets if t.path == tensor_name]
+    if not exact:  # another name of a module that is there twice
+        path, _, name = tensor_name.rpartition(".")
+        owner = path and dict(module.named_modules(remove_duplicate=False)).get(path)
+        exact = [t for t in targets if t.owner is owner and t.tensor_name == name]
+    found = exact
     if len(exact) == 1:
         return exact
     if not exact and any(character in tensor_name for character in "*?["):
@@ -107,7 +99,7 @@ def gathered(target: Target) -> Tensor:
 
 
 def check_whole(target: Target, ndim: int | None) -> None:
-    """Refuses what FullyShardedDataParallel leaves outside of a forward pass: flat or freed."""
+    """Refuses an original that FullyShardedDataParallel has flattened or freed."""
     original = target.stored[0]
     flat = ndim is not None and original.ndim != ndim
     plain = type(original) in (Tensor, nn.Parameter) and not original.is_meta
@@ -121,7 +113,7 @@ def check_whole(target: Target, ndim: int | None) -> None:
 
 
 def every(module: nn.Module) -> Iterator[Target]:
-    """Every parameter and buffer once per owner, under the name it has without parametrization."""
+    """Every parameter and buffer of each module, under its name before parametrization."""
     for name, path, owner in named_owners(module):
         if "parametrizations" in path.split("."):
             continue
@@ -133,28 +125,25 @@ def every(module: nn.Module) -> Iterator[Target]:
 
 
 def named_owners(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
-    """Every module once, with its name and its path.
+    """Every module once, with its name and the path that ``named_modules`` gives.
 
-    The path is that of ``named_modules``. The name leaves out what wrappers add that pass
-    attributes through, such as the ``_orig_mod`` of ``torch.compile``: it is the wrapped
-    model's own.
+    The name leaves out what transparent wrappers add, such as ``_orig_mod`` of ``torch.compile``.
     """
     names = {"": ""}
     modules = dict(model.named_modules())
     for path, module in modules.items():
         if path:
             above, _, child = path.rpartition(".")
-            hidden = _sees_through(modules[above], module)
-            names[path] = names[above] if hidden else joined(names[above], child)
+            transparent = _is_transparent(modules[above], module)
+            names[path] = names[above] if transparent else joined(names[above], child)
         yield names[path], path, module
 
 
-def _sees_through(wrapper: nn.Module, wrapped: nn.Module) -> bool:
+def _is_transparent(wrapper: nn.Module, wrapped: nn.Module) -> bool:
     """Whether ``wrapper`` passes the attributes of ``wrapped`` through as if they were its own."""
-    if type(wrapper).__getattr__ is nn.Module.__getattr__:
+    own = set(lookup.own_tensors(wrapper))  # which would hide those of the same name
+    if type(wrapper).__getattr__ is nn.Module.__getattr__ or own & {*lookup.own_tensors(wrapped)}:
         return False
-    if not set(lookup.own_tensors(wrapper)).isdisjoint(lookup.own_tensors(wrapped)):
-        return False  # the wrapper's own hide them
     # Compare the first entry whose name the wrapper does not use itself. A wrapper of a wrapper
     # has such an entry further down.
     for module in wrapped.modules():

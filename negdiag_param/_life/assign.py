@@ -24,8 +24,15 @@ def assign(module: nn.Module, tensor_name: str, value: Tensor) -> None:
 def carry_out(changes: Iterable[tuple[Tensor, Tensor]]) -> None:
     """Writes each second tensor into the first, which keeps its storage and its strides."""
     with torch.no_grad():
-        for original, value in changes:
-            original.copy_(shards.like(value, original))
+        pairs = [(original, shards.like(value, original)) for original, value in changes]
+        before = [original.clone() for original, _ in pairs] if len(pairs) > 1 else []
+        try:
+            for original, value in pairs:
+                original.copy_(value)
+        except BaseException:
+            for (original, _), value in zip(pairs, before, strict=False):
+                original.copy_(value)
+            raise
 
 
 def writes(
@@ -57,6 +64,8 @@ def writes(
             expected, got = (f"{summary(t)} on {t.device}" for t in (targets[0], value))
             if expected != got:
                 raise ValueError(f"expected a tensor of {expected}, got {got}")
+        elif isinstance(value, Tensor) and value.dtype != targets[0].dtype:
+            raise ValueError(f"expected a tensor of {targets[0].dtype}, got {summary(value)}")
         for parametrization in parametrizations:
             if not hasattr(parametrization, "right_inverse"):
                 raise ValueError(

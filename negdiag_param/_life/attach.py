@@ -28,8 +28,16 @@ def registration(owner: nn.Module, tensor_name: str, parametrization: NegativeDi
     if tensor_name not in lookup.lists(owner):
         return partial(_attach, owner, tensor_name, parametrization, original)
     # Another parametrization maps the tensor already, to what ours maps to the same value.
-    writes = assign.writes(owner, tensor_name, original)
-    return partial(_append, owner, tensor_name, parametrization, writes)
+    changes = assign.writes(owner, tensor_name, original)
+
+    def append() -> None:
+        parametrization.train(owner.training)
+        lists = lookup.lists(owner)
+        lists[tensor_name].append(parametrization)  # type: ignore[operator]
+        assign.carry_out(changes)
+        registered.set_lists(owner, lists)
+
+    return append
 
 
 def removal(owner: nn.Module, tensor_name: str) -> Change:
@@ -37,7 +45,27 @@ def removal(owner: nn.Module, tensor_name: str) -> Change:
     originals = lookup.originals(owner, tensor_name)
     with torch.inference_mode(False), torch.no_grad():
         value: Tensor = getattr(owner, tensor_name).detach()
-    return partial(_detach, owner, tensor_name, originals, value)
+
+    def detach() -> None:
+        order, record = lookup.own_tensors(owner), lookup.ours(owner)[tensor_name].record
+        tensor = originals[0]
+        if len(originals) > 1:
+            trained = any(original.requires_grad for original in originals)
+            tensor = nn.Parameter(value, trained) if isinstance(tensor, nn.Parameter) else value
+        elif is_plain(tensor):
+            give_data(tensor, value)
+        else:
+            assign.carry_out([(tensor, value)])
+        lists = lookup.lists(owner)
+        del lists[tensor_name]
+        registered.set_lists(owner, lists)
+        mapping = _mapping(owner, tensor)
+        mapping[tensor_name] = tensor
+        lookup.sort(mapping, order)
+        if not record.persistent:
+            non_persistent_buffers(owner).add(tensor_name)
+
+    return detach
 
 
 def carry_out(changes: Iterable[Change], owners: Iterable[nn.Module]) -> None:
@@ -58,7 +86,18 @@ def _attach(
 ) -> None:
     is_parameter = tensor_name in own_parameters(owner)
     tensor: Any = (own_parameters(owner) if is_parameter else own_buffers(owner)).pop(tensor_name)
-    found = _list(parametrization, tensor, original)
+    stand_in = tensor
+    if is_plain(tensor):
+        stand_in = nn.Parameter(original, tensor.requires_grad) if is_parameter else original
+    # The list asks for the inverse of the tensor, which is known.
+    vars(parametrization)["right_inverse"] = lambda _: original
+    found = ParametrizationList([parametrization], stand_in)
+    del vars(parametrization)["right_inverse"]
+    if stand_in is not tensor:  # the list holds the object that the optimizer knows
+        _mapping(found, tensor)["original"] = tensor
+        if original.stride() != tensor.stride():  # keep the layout, such as a transposed one
+            original = tensor.new_empty_strided(tensor.shape, tensor.stride()).copy_(original)
+        give_data(tensor, original)
     parametrization.train(owner.training)
     if parametrization.options.dominance == "scaled" and not tensor.requires_grad:
         parametrization.requires_grad_(False)
@@ -69,78 +108,24 @@ def _attach(
     registered.set_lists(owner, {**lookup.lists(owner), tensor_name: found})
 
 
-def _list(
-    parametrization: NegativeDiagonal, tensor: Tensor, original: Tensor
-) -> ParametrizationList:
-    """PyTorch's list, in which ``tensor``, the same object, holds ``original``."""
-    stand_in = tensor
-    if is_plain(tensor):
-        stand_in = original
-        if isinstance(tensor, nn.Parameter):
-            stand_in = nn.Parameter(original, tensor.requires_grad)
-    # The list asks for the inverse of the tensor, which is known.
-    vars(parametrization)["right_inverse"] = lambda _: original
-    found = ParametrizationList([parametrization], stand_in)
-    del vars(parametrization)["right_inverse"]
-    if stand_in is not tensor:
-        _mapping(found, tensor)["original"] = tensor
-        if original.stride() != tensor.stride():  # keep the layout, such as a transposed one
-            original = tensor.new_empty_strided(tensor.shape, tensor.stride()).copy_(original)
-        give_data(tensor, original)
-    return found
-
-
-def _append(
-    owner: nn.Module,
-    tensor_name: str,
-    parametrization: NegativeDiagonal,
-    changes: list[tuple[Tensor, Tensor]],
-) -> None:
-    parametrization.train(owner.training)
-    lists = lookup.lists(owner)
-    lists[tensor_name].append(parametrization)  # type: ignore[operator]
-    assign.carry_out(changes)
-    registered.set_lists(owner, lists)
-
-
-def _detach(owner: nn.Module, tensor_name: str, originals: list[Tensor], value: Tensor) -> None:
-    order, record = lookup.own_tensors(owner), lookup.ours(owner)[tensor_name].record
-    tensor = originals[0]
-    if len(originals) > 1:
-        trained = any(original.requires_grad for original in originals)
-        tensor = nn.Parameter(value, trained) if isinstance(tensor, nn.Parameter) else value
-    elif is_plain(tensor):
-        give_data(tensor, value)
-    else:
-        assign.carry_out([(tensor, value)])
-    lists = lookup.lists(owner)
-    del lists[tensor_name]
-    registered.set_lists(owner, lists)
-    mapping = _mapping(owner, tensor)
-    mapping[tensor_name] = tensor
-    lookup.sort(mapping, order)
-    if not record.persistent:
-        non_persistent_buffers(owner).add(tensor_name)
-
-
 def _mapping(module: nn.Module, tensor: Tensor) -> dict[str, Any]:
     """Where ``module`` keeps tensors of this kind."""
     return own_parameters(module) if isinstance(tensor, nn.Parameter) else own_buffers(module)
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether :func:`give_data` works on it: subclasses such as DTensor do not take data."""
+    """Whether :func:`give_data` works on it. Subclasses such as DTensor take no ``data``."""
     return type(tensor) in (Tensor, nn.Parameter)
 
 
 def give_data(tensor: Tensor, value: Tensor) -> None:
-    """Makes ``tensor`` hold ``value``, in the storage of that.
+    """Makes ``tensor`` use the storage of ``value``.
 
-    As ``set_``, which ``parametrize`` uses; but that takes from a parameter what accumulates its
-    gradients, and with it the hooks by which DistributedDataParallel keeps replicas in step.
+    ``parametrize`` calls ``set_`` for that, which drops the node that accumulates the gradients of
+    a parameter, and with it the hooks by which DistributedDataParallel averages them.
     """
     tensor.data = value.detach()
-    torch.autograd.graph.increment_version(tensor)  # a graph that is alive must not use it
+    torch.autograd.graph.increment_version(tensor)  # so that existing graphs refuse to use it
 
 
 def _without_mark(
@@ -151,7 +136,6 @@ def _without_mark(
 
 
 def _undo(owner: nn.Module) -> Change:
-    """What puts ``owner`` back as it is now."""
     cls, volatile = owner.__class__, set(non_persistent_buffers(owner))
     modules = [owner, *lookup.lists(owner).values()]
     kinds: Any = (own_parameters, own_buffers, own_modules)

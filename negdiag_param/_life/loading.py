@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from negdiag_param._life import assign, lookup
+from negdiag_param._callers import warn_user
+from negdiag_param._life import lookup
+from negdiag_param._life.assign import inverse, writes
 from negdiag_param._parametrization.invert import summary
-from negdiag_param._parametrization.parametrization import NegativeDiagonal
 from negdiag_param._private import is_placeholder
 from negdiag_param._ranks import agreement, shards
 
@@ -31,67 +32,85 @@ def translating(load: Callable[..., None]) -> Callable[..., None]:
 def _translate(
     module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]
 ) -> Iterator[str]:
-    """Turns plain entries for ``module`` into originals; takes out what must not be loaded.
-
-    Yields:
-        What is wrong with that.
-    """
+    """Turns plain entries for ``module`` into originals, and yields what is wrong with them."""
     for tensor_name, parametrization in lookup.ours(module).items():
-        if not lookup.is_alone(module, tensor_name):
-            continue
-        originals = lookup.originals(module, tensor_name)
-        plain = prefix + tensor_name
-        original = f"{prefix}parametrizations.{tensor_name}.original"
-        mark = f"{prefix}parametrizations.{tensor_name}.0._extra_state"
+        named, originals = zip(*lookup.named_originals(module, tensor_name), strict=True)
+        plain, inside = prefix + tensor_name, f"{prefix}parametrizations.{tensor_name}."
+        keys = [inside + name for name in named]
+        place = [*lookup.lists(module)[tensor_name].children()].index(parametrization)
+        mark = f"{inside}{place}._extra_state"
+        held, current = [*keys], [*originals]
+        if parametrization.options.dominance == "scaled":
+            held += [f"{inside}{place}.eta"]
+            current += [parametrization.eta]
         persistent = parametrization.record.persistent
         # set_model_state_dict fills in the model's own tensors for what it does not find.
-        own = state_dict.get(original, originals[0]) is originals[0]
-        value = state_dict.get(plain) if own and persistent else None
-        value = agreement.shared(value, originals[0]) if persistent else None
-        if own and value is not None:
-            state_dict[plain] = value
+        takes_plain = persistent and all(
+            state_dict.get(key, own) is own for key, own in zip(keys, originals, strict=True)
+        )
+        if persistent:
+            value = agreement.shared(state_dict.get(plain) if takes_plain else None, originals[0])
+            if takes_plain and value is not None:
+                state_dict[plain] = value
         try:
             with agreement.together(originals, plain):
-                _check_real(state_dict.get(original))
+                _check_real(*map(state_dict.get, keys))
                 if not is_placeholder(state_dict.get(mark)) and mark in state_dict:
                     parametrization.set_extra_state(state_dict[mark])
-                elif original in state_dict or plain in state_dict or not persistent:
+                elif plain in state_dict or not persistent:
                     state_dict[mark] = parametrization.get_extra_state()
-            if own and plain in state_dict and persistent:
+                elif not takes_plain:
+                    state_dict[mark] = parametrization.get_extra_state()
+                    warn_user(
+                        f"{plain}: expected a checkpoint that says which map wrote it, found none "
+                        f"for {keys[0]}; it is taken for one of {parametrization}"
+                    )
+            if takes_plain and plain in state_dict:
                 value = state_dict.pop(plain)
                 assigned = local_metadata.get("assign_to_params_buffers", False)
                 with agreement.together(originals, plain):
-                    state_dict[original], others = _inverse(
-                        value, originals[0], parametrization, assigned
-                    )
-                if parametrization.options.dominance == "scaled":
-                    others = others or [parametrization.eta]
-                    state_dict[f"{prefix}parametrizations.{tensor_name}.0.eta"] = others[0]
+                    inverses = _inverses(value, module, tensor_name, assigned)
+                    inverses += current[len(inverses) :]
+                    state_dict.update(zip(held, inverses, strict=True))
+            elif plain in state_dict and _is_redundant(state_dict, plain, keys, parametrization):
+                del state_dict[plain]  # of a module that writes its weight by itself
         except (TypeError, ValueError) as error:
             yield f"While loading {plain}: {error}"
-            # The current tensors take the place of what was refused, so that PyTorch loads them
-            # and reports nothing beside our error.
-            state_dict[original] = originals[0]
+            # PyTorch loads the current tensors instead, and reports nothing beside our error.
+            state_dict.update(zip(held, current, strict=True))
             state_dict[mark] = parametrization.get_extra_state()
-            if parametrization.options.dominance == "scaled":
-                state_dict[f"{prefix}parametrizations.{tensor_name}.0.eta"] = parametrization.eta
 
 
-def _inverse(
-    value: Any, original: Tensor, parametrization: NegativeDiagonal, assigned: bool
-) -> tuple[Any, list[Any]]:
-    """The original for ``value``, and the scaling that belongs to it, if there is one."""
-    if not isinstance(value, Tensor) or value.shape != original.shape:
-        return value, []  # load_state_dict says what is wrong with it
+def _inverses(value: Any, module: nn.Module, tensor_name: str, assigned: bool) -> list[Any]:
+    """What the originals have to hold for the tensor to be ``value``."""
+    originals = lookup.originals(module, tensor_name)
+    if not isinstance(value, Tensor) or value.shape != getattr(module, tensor_name).shape:
+        return [value] * len(originals)  # load_state_dict says what is wrong with it
     _check_real(value)
-    if not assigned:
-        value = shards.aligned(value.to(original.dtype), original)
     with torch.inference_mode(False), torch.no_grad():  # a parameter that can be trained later
-        found, scaling = assign.inverse(parametrization, value)
-        return shards.like(found, original), [eta for _, eta in scaling]
+        if not lookup.is_alone(module, tensor_name):
+            return [
+                source for _, source in writes(module, tensor_name, value.to(originals[0].dtype))
+            ]
+        if not assigned:
+            value = shards.aligned(value.to(originals[0].dtype), originals[0])
+        original, others = inverse(lookup.ours(module)[tensor_name], value)
+        return [shards.like(original, originals[0]), *(scaling for _, scaling in others)]
 
 
-def _check_real(value: object) -> None:
+def _is_redundant(
+    state_dict: dict[str, Any], plain: str, keys: list[str], parametrization: nn.Module
+) -> bool:
+    """Whether the plain entry is what the original gives."""
+    weight, original = state_dict[plain], state_dict.get(keys[0])
+    if len(keys) > 1 or not (isinstance(weight, Tensor) and isinstance(original, Tensor)):
+        return False
+    with torch.no_grad():
+        return torch.equal(parametrization(original), weight)
+
+
+def _check_real(*values: object) -> None:
     """Refuses complex and quantized tensors, of which loading would keep the real part only."""
-    if isinstance(value, Tensor) and (value.is_complex() or value.is_quantized):
-        raise TypeError(f"expected real numbers, got {summary(value)}")
+    for value in values:
+        if isinstance(value, Tensor) and (value.is_complex() or value.is_quantized):
+            raise TypeError(f"expected real numbers, got {summary(value)}")

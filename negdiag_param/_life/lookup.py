@@ -39,12 +39,17 @@ def is_alone(module: nn.Module, tensor_name: str) -> bool:
 
 def originals(module: nn.Module, tensor_name: str) -> list[Tensor]:
     """The tensors that the parametrized tensor is computed from."""
+    return [original for _, original in named_originals(module, tensor_name)]
+
+
+def named_originals(module: nn.Module, tensor_name: str) -> list[tuple[str, Tensor]]:
+    """The originals with their names in the list."""
     source = lists(module)[tensor_name]
     named = [*source.named_parameters(recurse=False), *source.named_buffers(recurse=False)]
-    # Profilers leave tensors of their own on the list.
-    found = [tensor for name, tensor in named if name.startswith("original")]
-    # FullyShardedDataParallel leaves a view of its flat parameter, which is neither.
-    return found or [source.original]  # type: ignore[list-item]
+    # Profilers leave tensors of their own on the list. FullyShardedDataParallel leaves a view of
+    # its flat parameter, which is neither a parameter nor a buffer.
+    found = [(name, tensor) for name, tensor in named if name.startswith("original")]
+    return found or [("original", source.original)]  # type: ignore[list-item]
 
 
 def own_tensors(module: nn.Module) -> tuple[str, ...]:

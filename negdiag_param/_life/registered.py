@@ -13,7 +13,6 @@ that take effect. Removing the last parametrization gives the module its first c
 
 import copyreg
 from collections.abc import Iterable, MutableMapping
-from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary, ref
 
@@ -48,22 +47,25 @@ class Parametrizations(nn.ModuleDict):
     @override
     def __setitem__(self, key: str, module: nn.Module) -> None:
         super().__setitem__(key, module)
-        for owner in self.owner:
-            if key not in _names(type(owner)) and key in vars(type(owner)):
-                delattr(type(owner), key)
-            update_class(owner)
+        self._update_class(key)
 
     @override
     def __delitem__(self, key: str) -> None:
         super().__delitem__(key)
-        for owner in self.owner:
-            if key in _names(type(owner)) and key not in vars(type(owner)):
-                setattr(type(owner), key, tensor_property(key))
-            update_class(owner)
+        self._update_class(key)
 
     @override
     def _get_name(self) -> str:
         return "ModuleDict"
+
+    def _update_class(self, key: str) -> None:
+        for owner in self.owner:
+            cls = type(owner)
+            if key in _names(cls):
+                setattr(cls, key, tensor_property(cls.__bases__[0], key))
+            elif key in vars(cls):
+                delattr(cls, key)
+            owner.__class__ = own_class(base_of(owner), lookup.lists(owner))
 
 
 class _Recent(dict[str, "ref[WeightCache]"]):
@@ -83,12 +85,12 @@ class _NotYetDistributed:
     def __get__(self, module: nn.Module | None, cls: type[nn.Module]) -> bool:
         # dir() and inspect.getmembers() read this too.
         if module is not None and is_distributing():
-            for tensor_name in lookup.ours(module):
-                if not all(map(shards.is_sharded, lookup.originals(module, tensor_name))):
-                    raise ValueError(
-                        f"expected a {base_of(module).__name__} without a negative diagonal to "
-                        f"distribute, got a registered one; the order is {shards.ORDER}"
-                    )
+            originals = [t for name in lookup.ours(module) for t in lookup.originals(module, name)]
+            if not all(map(shards.is_sharded, originals)):
+                raise ValueError(
+                    f"expected a {base_of(module).__name__} without a negative diagonal to "
+                    f"distribute, got a registered one; the order is {shards.ORDER}"
+                )
         return False
 
 
@@ -99,11 +101,6 @@ def set_lists(module: nn.Module, lists: dict[str, nn.Module]) -> None:
         own_modules(module)["parametrizations"] = Parametrizations(module, lists)
     else:
         del own_modules(module)["parametrizations"]
-
-
-def update_class(module: nn.Module) -> None:
-    """Gives ``module`` the class for the tensors that are parametrized now."""
-    module.__class__ = own_class(base_of(module), lookup.lists(module))
 
 
 def base_of(module: nn.Module) -> type[nn.Module]:
@@ -148,35 +145,34 @@ def _made(base: type[nn.Module], tensor_names: tuple[str, ...]) -> type[nn.Modul
         slots = {name: getattr(self, name) for name in slot_names if hasattr(self, name)}
         return _revive, (make, arguments, tensor_names, slots), *rest
 
+    def __setattr__(self: nn.Module, name: str, value: Any) -> None:
+        # RNNs note a value in a list of their own before it can be refused, and nn.Module takes
+        # a parameter for a new one before the property is asked.
+        if name in tensor_names and value is not None and name in lookup.lists(self):
+            object.__setattr__(self, name, value)
+        else:
+            base.__setattr__(self, name, value)
+
     def register_parameter(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        # `layer.weight = nn.Parameter(W)` comes here before it could reach the property.
-        if param is not None and name in lookup.lists(self):
+        if param is not None and name in lookup.ours(self):
             assign(self, name, param)
         else:
             base.register_parameter(self, name, param)
-
-    def __prepare_scriptable__(self: nn.Module) -> nn.Module:
-        raise TypeError(
-            f"expected a module without a negative diagonal for torch.jit.script, got "
-            f"{type(self).__name__}; script a baked copy, which "
-            f"remove_negative_diagonal(copy.deepcopy(model), ...) gives, or use torch.export"
-        )
 
     namespace: dict[str, Any] = {
         "__module__": base.__module__,
         "__parametrized_tensors__": tensor_names,
         _private.DISTRIBUTED_MARK: _NotYetDistributed(),
-        "__prepare_scriptable__": __prepare_scriptable__,
         "__reduce_ex__": __reduce_ex__,
+        "__setattr__": __setattr__,
         "register_parameter": register_parameter,
     }
     load = _private.loading_method(base)
     if load is not None:
         namespace[load.__name__] = loading.translating(load)
-    for name in filter(partial(hasattr, base), reset.METHODS):
-        namespace[name] = reset.resetting(base, name)
-    asks = base.__getattr__ is not nn.Module.__getattr__
-    namespace |= {name: tensor_property(name, asks) for name in tensor_names}
+    resets = [name for name in reset.METHODS if hasattr(base, name)]
+    namespace |= {name: reset.resetting(base, name) for name in resets}
+    namespace |= {name: tensor_property(base, name) for name in tensor_names}
     make_class: Any = type(base)  # a metaclass, such as ABCMeta
     cls: type[nn.Module] = make_class(f"Parametrized{base.__name__}", (base,), namespace)
     return cls
@@ -192,19 +188,15 @@ def _revive(
     return module
 
 
-def tensor_property(tensor_name: str, asks: bool = False) -> property:
+def tensor_property(base: type[nn.Module], tensor_name: str) -> property:
     """Computes the tensor where the instance has a list for it; elsewhere it is a plain attribute.
 
     Several instances share a class, and PyTorch may take the list from one of them.
-
-    Args:
-        tensor_name: the tensor.
-        asks: whether the class has a look-up of attributes of its own, which is to be asked.
     """
+    asks = base.__getattr__ is not nn.Module.__getattr__  # a look-up of the class's own
 
     def get(self: nn.Module) -> Tensor:
-        holder: Any = own_modules(self).get("parametrizations")
-        found = None if holder is None else own_modules(holder).get(tensor_name)
+        holder, found = _private.own_lists(self, tensor_name)
         if found is None:
             if tensor_name in vars(self):
                 return vars(self)[tensor_name]  # type: ignore[no-any-return]
@@ -213,19 +205,25 @@ def tensor_property(tensor_name: str, asks: bool = False) -> property:
             return found()  # type: ignore[no-any-return]
         recent = holder.recent.get(tensor_name)
         cache = None if recent is None else recent()
-        weight = None if cache is None else cache.glance(own_parameters(found))
-        if weight is not None and len(own_modules(found)) == 1:
+        weight = None if cache is None else cache.glance(found)
+        if weight is not None:
             return weight  # type: ignore[no-any-return]
         if asks:
             found = self.get_submodule(f"parametrizations.{tensor_name}")
         block = _private.cached_block()
-        if block is None:
-            return _evaluated(found, holder, tensor_name)
-        return _read_in(block, found, holder, tensor_name)
+        try:
+            if block is None:
+                return _evaluated(found, holder, tensor_name)
+            return _read_in(block, self, found, holder, tensor_name)
+        except AttributeError as error:
+            # Python would take it for a sign that the module has no such tensor.
+            raise RuntimeError(f"{tensor_name}: {type(error).__name__}: {error}") from error
 
     def set_(self: nn.Module, value: Tensor) -> None:
-        if tensor_name in lookup.lists(self):
+        if tensor_name in lookup.ours(self):
             assign(self, tensor_name, value)
+        elif tensor_name in lookup.lists(self):
+            lookup.lists(self)[tensor_name].right_inverse(value)  # type: ignore[operator]
         else:
             vars(self)[tensor_name] = value
 
@@ -252,11 +250,18 @@ def _evaluated(found: nn.Module, holder: Parametrizations, tensor_name: str) -> 
 
 
 def _read_in(
-    block: MutableMapping[Any, Any], found: nn.Module, holder: Parametrizations, tensor_name: str
+    block: MutableMapping[Any, Any],
+    module: nn.Module,
+    found: nn.Module,
+    holder: Parametrizations,
+    tensor_name: str,
 ) -> Tensor:
     """The tensor within ``parametrize.cached()``, computed anew once an original has changed."""
     if torch.jit.is_tracing():
         raise RuntimeError("Cannot trace a model while caching parametrizations.")
+    if tensor_name not in lookup.ours(module):  # as PyTorch does it
+        key = id(module), tensor_name
+        return block[key] if key in block else block.setdefault(key, found())  # type: ignore[no-any-return]
     # PyTorch's key has the id of the module that a class was made for, which copies share.
     cache: WeightCache = block.setdefault(found, WeightCache())
     holder.recent[tensor_name] = ref(cache)

@@ -40,8 +40,7 @@ def _reset_values(module: nn.Module, base: type[nn.Module], method: str) -> dict
     """Runs a reset with plain tensors in place of our lists, and returns what it made of them."""
     values: dict[str, Tensor] = {}
     holder = own_modules(module).get("parametrizations") or nn.Module()
-    mappings: list[dict[str, Any]]
-    mappings = [own_modules(holder), own_parameters(module), own_buffers(module)]
+    mappings: Any = own_modules(holder), own_parameters(module), own_buffers(module)
     saved = [dict(mapping) for mapping in mappings]
     order, mine = lookup.own_tensors(module), lookup.ours(module)
     try:

@@ -22,19 +22,19 @@ def nearest(
     give ``goal`` it is the one nearest to zero.
     """
     sign = torch.where(function(high) < function(low), -1, 1)
-    below, above = rank(low), rank(high)
+    lowest, highest = below, above = rank(low), rank(high)
     for _ in range(8 * goal.dtype.itemsize):
         middle = (below & above) + ((below ^ above) >> 1)  # the mean, without overflow
         x = number(middle, goal.dtype)
         difference = (function(x) - goal) * sign
-        # Where the function reaches the goal, towards zero.
+        # Where the function equals the goal, go on towards zero.
         goes_up = (difference < 0) | ((difference == 0) & (middle < 0))
         below, above = torch.where(goes_up, middle + 1, below), torch.where(goes_up, above, middle)
         below = torch.minimum(below, above)
     best = number(below, goal.dtype)
     error = (function(best) - goal).abs()
     for step in (-1, 1, -2):
-        other = number((below + step).clamp(rank(low), rank(high)), goal.dtype)
+        other = number((below + step).clamp(lowest, highest), goal.dtype)
         its = (function(other) - goal).abs()
         best, error = torch.where(its < error, other, best), torch.minimum(its, error)
     return best

@@ -1,4 +1,4 @@
-"""Where the diagonal of a weight lies, as a view of it. Nothing here knows signs."""
+"""Where the diagonal entries of a weight are."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -80,7 +80,7 @@ class Diagonal:
         mask = _steps(blocked, row) + self.offset == _steps(blocked, column)
         if self.taps == "center":
             mask = mask & _is_center(blocked, range(column + 1, blocked.ndim))
-        # Along the longer of the two matrix dims, a diagonal entry is all that the mask leaves.
+        # A line along the longer of the two matrix dims has at most one diagonal entry: its sum.
         across = row if blocked.shape[row] > blocked.shape[column] else column
         entries = blocked.masked_fill(~mask, 0).sum(across, keepdim=True)
         return torch.where(mask, value(entries), blocked).reshape(tensor.shape)

@@ -5,8 +5,8 @@ column. In real arithmetic every Gershgorin disc then lies left of ``-margin``: 
 up, differences down. Rows that are larger than the dtype's largest number are the exception: the
 diagonal stays finite.
 
-In eager mode this is one autograd function with the map; elsewhere it follows the map, as a chain of
-operations whose derivatives are those of the formula.
+In eager mode this is one autograd function with the map; elsewhere it follows the map, as a chain
+of operations whose derivatives are those of the formula.
 """
 
 from contextlib import suppress

@@ -37,7 +37,7 @@ class Verdict:
         )
 
     def warning(self, limits: Limits, infeasible: Infeasible) -> str | None:
-        """What is to be reflected or lowered and warned of, if anything."""
+        """What to warn of before entries are reflected or lowered; raises what is refused."""
         lines = "columns" if self.dominance == "columns" else "rows"
         if self.not_finite:
             finite = f"finite {lines}" if self.dominance else "a finite diagonal"
@@ -81,11 +81,7 @@ def judge(entries: Tensor, limits: Limits) -> Verdict:
 
 
 def reflected(entries: Tensor, limits: Limits) -> Tensor:
-    """``entries`` with the infeasible ones mirrored, ``d -> -|d|``.
-
-    Feasible entries are kept as they are. Those that reflection leaves on or inside the boundary
-    start a little outside of it.
-    """
+    """``entries`` with the infeasible ones mirrored, ``d -> -|d|``, or a little below the bound."""
     mirrored = entries.abs().neg()
     mirrored = mirrored.where(mirrored < limits.bound, limits.inside)
     return torch.where(_is_infeasible(entries, limits), mirrored, entries)

@@ -26,7 +26,7 @@ from negdiag_param._maths.strict import StrictMap
 def constrain(original: Tensor, diagonal: Diagonal, strict: StrictMap) -> Tensor:
     """A copy of ``original`` whose diagonal is mapped by ``strict``."""
     if _private.is_exporting() or torch.jit.is_tracing():
-        # Autograd's own way through the value has other slopes at corners, and NaN far out.
+        # Differentiating the value itself would give other slopes at corners, and NaN far out.
         learns = original.requires_grad and not torch.onnx.is_in_onnx_export()
         value = partial(mapped, strict=strict) if learns else strict.value
         return diagonal.exported(original, value)
@@ -45,7 +45,7 @@ def constrain(original: Tensor, diagonal: Diagonal, strict: StrictMap) -> Tensor
 
 
 def project_(tensor: Tensor, diagonal: Diagonal, strict: StrictMap) -> None:
-    """Sets the diagonal entries beyond the bound to it, out of the sight of autograd."""
+    """Sets the diagonal entries beyond the bound to it, which autograd does not record."""
     with torch.no_grad():
         diagonal.view(tensor).clamp_(max=strict.limits(tensor.dtype).bound)
 
@@ -60,7 +60,7 @@ def mapped(diagonal: Tensor, strict: StrictMap) -> Tensor:
 
 
 def is_transformed(original: Tensor) -> bool:
-    """Whether ``torch.func`` or forward-mode AD is at work, which take no autograd function."""
+    """Whether ``torch.func`` or forward-mode AD is at work, which ``_Fused`` does not support."""
     return not torch.compiler.is_compiling() and (
         _private.function_transforms_active()
         or forward_ad.unpack_dual(original).tangent is not None

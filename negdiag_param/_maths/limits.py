@@ -23,8 +23,8 @@ class Limits:
     margin: float
     lowest: float  # the most negative finite value
     bound: float  # the largest mapped value: <= -margin and < 0
-    inside: float  # where an entry starts that reflection leaves at the boundary
-    nearest: float  # the smallest distance to -margin that an inverse map starts from
+    inside: float  # where an entry starts that reflection does not bring below the bound
+    nearest: float  # the floor of the distance to -margin, which keeps inverses finite
     steepest: float  # the largest slope, so that gradients do not overflow
 
     @classmethod

@@ -1,9 +1,9 @@
 """Scalar maps from the real line to the negative numbers, strict in every floating dtype.
 
-A map works on tensors of any shape, entry by entry, in float32 or wider, and knows no matrices. Its
-arithmetic uses only operations that round every entry alike, wherever it lies. PyTorch's
-``softplus`` and ``sigmoid`` do not: the vectorised body and the scalar tail of their loops differ
-in the last bits, and then a shard would not be a shard of the whole.
+A map works on tensors of any shape, entry by entry, in float32 or wider. It uses only operations
+that round an entry in the same way wherever it lies. PyTorch's ``softplus`` and ``sigmoid`` do not:
+the vectorised body and the scalar tail of their loops differ in the last bits, so the weight of a
+shard would differ from that part of the whole weight.
 """
 
 from abc import ABC, abstractmethod
@@ -38,7 +38,7 @@ class ScalarMap(ABC):
         """The mapped value, which may still overflow ``limits``, differentiable by autograd."""
 
     def inverse(self, value: Tensor, limits: Limits) -> Tensor | None:
-        """An ``x`` that maps to the feasible ``value``; None: search all of the map's branch."""
+        """An ``x`` that maps to the feasible ``value``; None if it has to be searched for."""
         return None
 
     def smooth(self, x: Tensor, limits: Limits) -> Tensor:
@@ -105,8 +105,8 @@ class StrictMap:
         missed = self.value(original) != entries
         if not missed.any():
             return original
-        # The inverse is exact but for rounding: of x, of the value, or of what is between them,
-        # which is as much of x as the slope, roughly and never zero, makes it.
+        # The inverse has rounding errors: those of x, and those of the value divided by the slope,
+        # for which a rough estimate will do.
         half = (1 + start.abs()) * torch.finfo(start.dtype).eps ** (1 / 3)
         rise = (self.value(start + half) - self.value(start - half)).abs()
         slope = (rise / (2 * half)).clamp(min=torch.finfo(torch.float32).tiny)

@@ -1,7 +1,8 @@
-"""A weight that was computed before, with what tells whether it still holds."""
+"""A weight that was computed before, with what tells whether it is still valid."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import is_
 
 import torch
 from torch import Tensor, nn
@@ -15,20 +16,20 @@ class _Entry:
     sources: tuple[Tensor, ...]
     states: list[tuple[object, ...]]
     modules: tuple[object, ...]  # what computed the weight
-    storages: list[torch.UntypedStorage]  # kept, so that no other gets their address
+    storages: list[torch.UntypedStorage]  # kept alive, so that no other gets their address
     steps: object
     weight: Tensor
     weight_version: int
+    glance: tuple[Tensor, tuple[object, ...]] | None  # of the only source, for the usual case
 
     def holds_for(self, sources: Sequence[Tensor], holder: nn.Module) -> bool:
-        """Whether the weight is still what ``sources`` give, and may be returned here."""
+        """Whether the weight is still what ``sources`` give, with gradients if they are needed."""
         return (
             self.steps == STEPS.count()
-            and len(self.sources) == len(sources)
-            and all(map(_is_same, self.sources, sources, self.states))
+            and all(map(is_, self.sources, sources))
+            and self.states == [_private.state(source) for source in sources]
             and self.modules == (*_private.own_modules(holder).values(),)
             and self.weight_version == _private.version(self.weight)
-            # With gradients enabled, a weight without them will not do for sources with them.
             and (
                 self.weight.requires_grad
                 or not torch.is_grad_enabled()
@@ -52,31 +53,24 @@ class WeightCache:
         """Forgets the weight."""
         self.entry = None
 
-    def glance(self, parameters: dict[str, nn.Parameter | None]) -> Tensor | None:
-        """The weight in the usual case, in one expression; None says to look closely.
+    def glance(self, parametrizations: nn.Module) -> Tensor | None:
+        """The weight, if it is seen at a glance that it holds; None says to look closely.
 
-        The usual case is one plain parameter, the original of a list that holds ``parameters``,
-        and nothing that watches.
+        That is the usual case: one plain parameter, one parametrization, and nothing that watches.
         """
         entry = self.entry  # read once: another thread may drop it
-        if entry is None:
+        if entry is None or entry.glance is None or entry.steps != STEPS.count():
             return None
-        source, weight = entry.sources[0], entry.weight
-        holds = (
-            len(entry.sources) == 1
-            and parameters.get("original") is source
-            and entry.steps == STEPS.count()
-            and _private.is_untouched(source, entry.states[0], weight, entry.weight_version)
-            and (weight.requires_grad or not torch.is_grad_enabled())
-        )
-        return weight if holds else None
+        weight = entry.weight
+        untouched = _private.is_untouched(parametrizations, *entry.glance, weight)
+        return weight if untouched else None
 
     def read(
         self, holder: nn.Module, sources: Sequence[Tensor], compute: Callable[[], Tensor]
     ) -> Tensor:
         """The weight that ``compute`` makes of ``sources``, which ``holder`` holds."""
         if torch.jit.is_tracing() or _private.dispatch_mode_active():
-            return compute()  # a trace would keep what is known already as a constant
+            return compute()  # a trace would record a cached weight as a constant
         entry = self.entry  # read once: another thread may drop it
         if entry is not None and entry.holds_for(sources, holder):
             return entry.weight
@@ -102,9 +96,7 @@ class WeightCache:
             if not isinstance(source, nn.Parameter):
                 states[i] = _private.state(source)
         modules, version = (*_private.own_modules(holder).values(),), _private.version(weight)
-        self.entry = _Entry(tuple(sources), states, modules, storages, steps, weight, version)
+        glance = (sources[0], (*states[0], version)) if len(sources) == 1 else None
+        found = tuple(sources), states, modules, storages, steps, weight, version, glance
+        self.entry = _Entry(*found)
         return weight
-
-
-def _is_same(known: Tensor, source: Tensor, state: tuple[object, ...]) -> bool:
-    return known is source and state == _private.state(source)

@@ -1,4 +1,4 @@
-"""Maps of users' own: a ``map`` and an ``inverse``, tried before they are trusted."""
+"""Maps that users define by a ``map`` and an ``inverse``, which are tested at each inversion."""
 
 from contextlib import suppress
 from typing import Any
@@ -8,11 +8,12 @@ from torch import Tensor
 
 from negdiag_param._maths.limits import Limits
 from negdiag_param._maths.strict import ScalarMap
+from negdiag_param._parametrization.invert import summary
 
 _NAMES = ("map", "inverse")
 _PROBES = (-8.0, -3.0, -1.0, -0.1, 0.0, 0.1, 1.0, 3.0, 8.0)
 _SAMPLES = (-3.0, -1.0, 0.25, 1.0, 3.0)
-_FAR = 1e4  # where a bounded map is at its ends
+_FAR = 1e4  # where a bounded map has practically reached its limits
 
 
 class OwnMap(ScalarMap):
@@ -34,10 +35,10 @@ class OwnMap(ScalarMap):
         value = (value + limits.margin).clamp(max=-limits.nearest)
         try:
             x = self._like(value, self._functions.inverse(value.clone()), "inverse")
-        except NotImplementedError as error:  # which PyTorch would take for "there is none"
+        except NotImplementedError as error:  # PyTorch would go on without an inverse
             raise ValueError(f"expected an inverse of {self.name}, got {error!r}") from error
         back = self._like(x, self._functions.map(x), "map")
-        # A hundredth; near zero what rounding costs a map that is at most one steep, and a little.
+        # One percent; near zero, the rounding error of a map with slopes up to one, and 1e-5.
         tolerance = 1e-2 * value.abs() + 16 * torch.finfo(x.dtype).eps * (1 + x.abs()) + 1e-5
         if not (x.isfinite() & ((back - value).abs() <= tolerance)).all():
             self._check_within_reach(value, limits)
@@ -71,7 +72,7 @@ class OwnMap(ScalarMap):
                 )
 
     def _check_within_reach(self, value: Tensor, limits: Limits) -> None:
-        """Says of a bounded map, such as a scaled sigmoid, which values it can give."""
+        """Refuses values that a bounded map, such as a scaled sigmoid, does not reach."""
         ends = [self._functions.map(torch.full_like(value, x)) for x in (-_FAR, _FAR)]
         lowest, highest = torch.minimum(*ends), torch.maximum(*ends)
         beyond = (value < lowest) | (value > highest)
@@ -85,14 +86,12 @@ class OwnMap(ScalarMap):
 
     def _like(self, argument: Tensor, result: object, what: str) -> Tensor:
         """What a user's function returned, if it may take the place of its argument."""
-        got = type(result).__name__
-        if isinstance(result, Tensor):
-            if (result.shape, result.dtype) == (argument.shape, argument.dtype):
-                return result
-            got = f"shape {tuple(result.shape)}, {result.dtype}"
+        got = summary(result) if isinstance(result, Tensor) else type(result).__name__
+        if isinstance(result, Tensor) and got == summary(argument):
+            return result
         raise ValueError(
-            f"expected the {what} of {self.name} to return shape {tuple(argument.shape)}, "
-            f"{argument.dtype} for such a tensor, got {got}"
+            f"expected the {what} of {self.name} to return {summary(argument)} for such a tensor, "
+            f"got {got}"
         )
 
 

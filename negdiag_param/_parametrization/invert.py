@@ -1,4 +1,4 @@
-"""From a weight to an original that gives it."""
+"""Computes an original that gives a weight."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ def summary(tensor: Tensor) -> str:
 
 
 def dense(tensor: object) -> Tensor:
-    """``tensor``, if all of its entries are there to be read."""
+    """``tensor``, if it is a dense tensor with entries that can be read."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"expected a tensor, got {type(tensor).__name__}")
     if is_lazy(tensor):
@@ -44,7 +44,7 @@ def dense(tensor: object) -> Tensor:
 def check(
     tensor: object, diagonal: Diagonal, strict: StrictMap, dominance: Dominance | None = None
 ) -> None:
-    """Refuses what has no diagonal of this kind, saying what was expected."""
+    """Refuses tensors that have no diagonal of this kind, or a dtype that does not suit."""
     tensor = dense(tensor)
     if tensor.dtype not in FLOAT_DTYPES:
         raise TypeError(f"expected float16, bfloat16, float32 or float64, got {summary(tensor)}")
@@ -129,7 +129,7 @@ class _Held:
 
 @contextmanager
 def named(name: str) -> Iterator[None]:
-    """Puts the name of the tensor before what is raised about it."""
+    """Prefixes errors with the name of the tensor."""
     try:
         yield
     except (TypeError, ValueError) as error:

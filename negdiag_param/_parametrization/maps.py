@@ -138,7 +138,7 @@ class _Softplus(ScalarMap):
 
     def value_and_slope(self, x: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
         value = self._minus_softplus(x)
-        if torch.compiler.is_compiling():  # whose expm1 cancels near zero
+        if torch.compiler.is_compiling():  # inductor's expm1 cancels near zero
             # -sigmoid(x) = -1 / (1 + exp(-x)) = -exp(x) / (1 + exp(x)): on either side the one
             # where nothing overflows or cancels
             z = (self.beta * minus_abs(x)).exp()
@@ -159,7 +159,6 @@ class _Softplus(ScalarMap):
 _STRAIGHT = 40.0
 
 
-@options_shown
 class NegSoftplusDiagonal(NegativeDiagonal):
     r"""Keeps a diagonal negative through minus a softplus.
 
@@ -188,6 +187,7 @@ class NegSoftplusDiagonal(NegativeDiagonal):
 
     scalar_map = _Softplus()
 
+    @options_shown
     def __init__(
         self, margin: float = 0.0, *, beta: float = 1.0, **options: Unpack[OptionsDict]
     ) -> None:
@@ -307,7 +307,7 @@ def lowered(value: Tensor, limits: Limits) -> Tensor:
 
 
 def minus_abs(x: Tensor) -> Tensor:
-    """``-|x|``, with the derivative of its left side at zero."""
+    """``-|x|``, with the derivative 1 at zero, that of its left side."""
     return torch.where(x > 0, -x, x)
 
 

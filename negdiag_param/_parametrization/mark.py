@@ -58,7 +58,7 @@ def mismatch(mark: object, expected: Meaning) -> str | None:
         what = summary(mark) if isinstance(mark, Tensor) else repr(mark)
         return f"expected the mark of {expected}, a tensor of shape ({_LENGTH},), found {what}"
     if not has_values(mark):
-        return None  # it says nothing
+        return None  # a meta or fake tensor holds no text
     found = _decode(mark)
     if found.text == expected.text and _agree(found.values, expected.values):
         return None
@@ -77,7 +77,7 @@ def _decode(mark: Tensor) -> Meaning:
 
 def _agree(found: tuple[float, ...], expected: tuple[float, ...]) -> bool:
     if not found or not expected:
-        return True  # of a map that cannot be tried out
+        return True  # unknown for a map that cannot be evaluated on its own
     pairs = zip(found, expected, strict=False)
     close = (math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-12) for a, b in pairs)
     return len(found) == len(expected) and all(close)

@@ -92,11 +92,13 @@ class Options:
 def options_shown(function: F) -> F:
     """Lets ``help`` and editors show the options that ``**options`` stands for by name."""
     signature = inspect.signature(function)
-    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    given = {p.name for p in own}
-    options = inspect.signature(Options).parameters.values()
-    own += [p.replace(kind=p.KEYWORD_ONLY) for p in options if p.name not in given]
-    function.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]
+    own = dict(signature.parameters)
+    rest = own.pop("options")
+    options = inspect.signature(Options).parameters.items()
+    own |= {name: p.replace(kind=p.KEYWORD_ONLY) for name, p in options if name not in own}
+    if function.__name__ != "__init__":
+        own["options"] = rest  # what only some maps take
+    function.__signature__ = signature.replace(parameters=[*own.values()])  # type: ignore[attr-defined]
     return function
 
 
@@ -109,7 +111,7 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 
 def checked_constant(name: str, value: object) -> float:
-    """A constant of a map, which float32 arithmetic can take."""
+    """A constant of a map, within a range that suits float32 arithmetic."""
     constant = _number(name, value)
     if not 1e-6 <= constant <= 1e6:
         raise ValueError(f"{name}: expected a number between 1e-6 and 1e6, got {value}")

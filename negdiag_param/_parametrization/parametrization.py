@@ -10,19 +10,14 @@ from negdiag_param._callers import warn_user
 from negdiag_param._maths.dominance import Dominance
 from negdiag_param._maths.feasible import INFEASIBLE, Infeasible
 from negdiag_param._maths.kernel import mapped
-from negdiag_param._maths.limits import Limits
+from negdiag_param._maths.limits import FLOAT_DTYPES, Limits
 from negdiag_param._maths.strict import ScalarMap, StrictMap
 from negdiag_param._parametrization import custom, mark
 from negdiag_param._parametrization.cache import WeightCache
 from negdiag_param._parametrization.invert import check, dense, inverted, named
-from negdiag_param._parametrization.options import (
-    Options,
-    OptionsDict,
-    check_choice,
-    options_shown,
-)
+from negdiag_param._parametrization.options import Options, OptionsDict, check_choice, options_shown
 from negdiag_param._parametrization.steps import Homes
-from negdiag_param._private import own_buffers, own_modules, own_parameters
+from negdiag_param._private import ChecksCasts, own_buffers, own_modules, own_parameters
 from negdiag_param._ranks import shards
 
 
@@ -37,7 +32,7 @@ class Record:
     mesh_dims: int = 0  # of the mesh it was distributed over before fully_shard
 
 
-class NegativeDiagonal(nn.Module):
+class NegativeDiagonal(ChecksCasts):
     r"""Keeps the diagonal of a weight negative through a scalar map of an unconstrained tensor.
 
     .. math::
@@ -207,6 +202,21 @@ class NegativeDiagonal(nn.Module):
         """As for every module; in addition drops the cached weight."""
         self.cache.drop()
         return super().train(mode)
+
+    @override
+    def check_cast(self, dtype: torch.dtype) -> None:
+        if dtype not in FLOAT_DTYPES:
+            raise TypeError(
+                f"{self.record.name}: expected a cast to float16, bfloat16, float32 or float64, "
+                f"got {dtype}"
+            )
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise TypeError(
+            "expected a module without a negative diagonal for torch.jit.script, got a registered "
+            "one; script a baked copy, which remove_negative_diagonal(copy.deepcopy(model), ...) "
+            "gives, or use torch.export"
+        )
 
     def _constrained(self, original: Tensor) -> Tensor:
         try:

@@ -1,4 +1,4 @@
-"""From what a user gives as ``map`` and options to a parametrization."""
+"""Turns what a user gives as ``map``, and the options, into a parametrization."""
 
 import copy
 import inspect
@@ -49,7 +49,7 @@ class TransformDiagonal(NegativeDiagonal):
 
 
 def _copyable(transform: Transform) -> Transform:
-    """The transform as copies of a module take it along, without its memory of the last tensors."""
+    """The transform without a cache of the last tensors, which could not be copied."""
     if isinstance(transform, ComposeTransform):
         return ComposeTransform([_copyable(part) for part in transform.parts])
     try:

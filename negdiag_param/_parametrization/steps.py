@@ -1,4 +1,4 @@
-"""What happens after a step of an optimizer, whichever it is.
+"""What happens after a step of any optimizer.
 
 Caches learn that there was one, since fused optimizers do not move version counters. And where the
 map is a projection, the entries that the step has moved beyond the bound are set to it: projected
@@ -8,7 +8,7 @@ gradient descent.
 from collections.abc import Callable, Iterable
 from functools import cached_property, lru_cache
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary, WeakSet, ref
 
 import torch
@@ -44,7 +44,7 @@ class StepCount:
         return (self._count, collectives()) if PROCESS_GROUPS else self._count
 
     def _note(self, *_: object) -> None:
-        # Only sets, as a compiled step that read anything here would be compiled anew for it.
+        # This only writes: a compiled step would be compiled anew whenever what it reads changes.
         self._happened = True
 
 
@@ -71,7 +71,7 @@ class _Plan(NamedTuple):
 class _Projections:
     """Projects originals after the step of the optimizer that trains them.
 
-    There are no weak references to parameters, which PyTorch would not swap then.
+    It has no weak references to parameters: ``torch.utils.swap_tensors`` refuses tensors with them.
     """
 
     def __init__(self) -> None:
@@ -100,8 +100,8 @@ class _Projections:
 
     @cached_property
     def _untraced(self) -> Callable[[Optimizer], None]:
-        # A compiled step breaks its graph here, as those of PyTorch's own optimizers do. To ask for
-        # that imports the compiler, as the optimizer has done already, but not the module.
+        # A compiled step breaks its graph here, as those of PyTorch's own optimizers do. Made when
+        # it is first needed, since this imports the compiler, which an optimizer has done already.
         return torch.compiler.disable(self._project)  # type: ignore[no-any-return]
 
     def _project(self, optimizer: Optimizer) -> None:
@@ -114,15 +114,19 @@ class _Projections:
         with torch.no_grad():
             for place, found in plan.originals.items():
                 home = found()
-                if home is not None and _original(found) is parameters[place]:
-                    _project(own_modules(home).get("0"), parameters[place])
+                if home is None or _original(found) is not parameters[place]:
+                    continue
+                original, first = parameters[place], cast(Any, own_modules(home).get("0"))
+                # Not what FullyShardedDataParallel leaves between forward passes, a flat piece.
+                if vars(first).get("homes") is not None and first.record.ndim == original.ndim:
+                    shards.project_(original, first.options.diagonal, first.strict)
 
     def _originals(self, parameters: list[Tensor]) -> dict[int, "ref[ParametrizationList]"]:
         found = self._known(parameters)
         others = [p for place, p in enumerate(parameters) if place not in found]
-        # An optimizer for each parameter shall not search through all originals each time. But
-        # some are not seen by a search: fully_shard has gathered tensors in their place while
-        # those of other layers make their step during the backward pass.
+        # Where each parameter has an optimizer, not each of them should search all originals. But
+        # a search does not see all of them: where optimizers step during the backward pass,
+        # fully_shard has put gathered tensors in the place of some originals meanwhile.
         if not self._lists or any(p.shape in self._shapes for p in others):
             self._search()
             found = self._known(parameters)
@@ -142,13 +146,6 @@ class _Projections:
 def _original(found: "ref[ParametrizationList]") -> Tensor | None:
     home = found()
     return None if home is None else own_parameters(home).get("original")
-
-
-def _project(parametrization: Any, original: Any) -> None:
-    # What FullyShardedDataParallel leaves of an original between forward passes is a flat piece.
-    is_projection = vars(parametrization).get("homes") is not None
-    if is_projection and parametrization.record.ndim == original.ndim:
-        shards.project_(original, parametrization.options.diagonal, parametrization.strict)
 
 
 def _note_home(module: nn.Module, name: str, child: nn.Module | None) -> None:

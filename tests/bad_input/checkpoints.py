@@ -7,17 +7,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from negdiag_param import NegativeDiagonal, NegExpDiagonal, register_negative_diagonal
+from negdiag_param import NegExpDiagonal, register_negative_diagonal
 from tests.bad_input.table import (
-    FLOATING,
+    DTYPES,
     MATRIX,
     NOT_DENSE,
+    NOT_FINITE,
+    NOT_FINITE_MESSAGE,
     NOT_FLOATING,
     ONES,
     Bad,
     Table,
+    Values,
+    alike,
+    given,
     registered,
+    saying,
 )
+from tests.bad_input.weights import bare
 from tests.support.modules import LearnedScale, OwnSquareDiagonal, linear
 from tests.support.tables import neg_softplus_transform
 
@@ -27,21 +34,19 @@ ERRORS = "Error(s) in loading state_dict for ParametrizedLinear:\n\t"
 MARKED = "expected the mark of exp(margin=0.0), a tensor of shape (256,), found "
 COPYING = f'While copying the parameter named "{ORIGINAL}", '
 TENSOR = f"{COPYING}expected torch.Tensor or Tensor-like object from checkpoint but received "
+WHILE = "While loading weight: "
+TAKEN_OUT = object()
 
 
-def loading(changes: dict[str, Any], **how: Any) -> Callable[[nn.Module], object]:
-    """Loads the module's own state with ``changes``; None takes an entry out."""
+def loading(**how: Any) -> Callable[[nn.Module, dict[str, Any]], object]:
+    """Loads the module's own state with changes."""
 
-    def call(module: nn.Module) -> object:
+    def call(module: nn.Module, changes: dict[str, Any]) -> object:
         state = {key: value.clone() for key, value in module.state_dict().items()} | changes
-        return module.load_state_dict(
-            {key: value for key, value in state.items() if value is not TAKEN_OUT}, **how
-        )
+        state = {key: value for key, value in state.items() if value is not TAKEN_OUT}
+        return module.load_state_dict(state, **how)
 
     return call
-
-
-TAKEN_OUT = object()
 
 
 def plain(value: Any) -> dict[str, Any]:
@@ -53,135 +58,149 @@ def written_by(map: Any = "exp", **options: Any) -> dict[str, Tensor]:
     return {ORIGINAL: source[ORIGINAL], MARK: source[MARK]}
 
 
-class Scaled(NegExpDiagonal):
-    """Is called the same in two places, and means another thing."""
-
-    scale = 1.0
-
-    def map(self, x: Tensor) -> Tensor:
-        return -self.scale * x.exp()
-
-    def inverse(self, d: Tensor) -> Tensor:
-        return (-d / self.scale).log()
-
-
-def scaled(scale: float) -> NegativeDiagonal:
-    made = Scaled()
-    made.scale = scale
-    return made
-
-
-# The map, margin, dims, blocks and taps that a checkpoint was written by, and what that is called.
-OTHERS: dict[str, tuple[dict[str, Any], str]] = {
-    "another map": ({"map": "softplus"}, "softplus(margin=0.0)"),
-    "a third map": ({"map": "sign_flip"}, "sign_flip(margin=0.0)"),
-    "a user's map": ({"map": OwnSquareDiagonal}, "OwnSquareDiagonal(margin=0.0) with ..."),
-    "a user's map that learns": ({"map": LearnedScale}, "LearnedScale(margin=0.0)"),
-    "a transform": (
-        {"map": neg_softplus_transform()},
-        "ComposeTransform( SoftplusTransform(), AffineTransform() )(margin=0.0) with ...",
-    ),
-    "another margin": ({"margin": 0.5}, "exp(margin=0.5)"),
-    "other dims": ({"dims": ()}, "exp(margin=0.0, dims=())"),
-    "dims the other way": ({"dims": (1, 0)}, "exp(margin=0.0, dims=(1, 0))"),
-    "other blocks": ({"blocks": 3}, "exp(margin=0.0, blocks=3)"),
+# By which map, margin, dims and blocks a checkpoint was written, and what that is called.
+OTHERS: Values = {
+    label: (
+        written_by(**options),
+        RuntimeError,
+        f"weight: expected a checkpoint of exp(margin=0.0), found one of {found}",
+    )
+    for label, options, found in [
+        ("another map", {"map": "softplus"}, "softplus(margin=0.0)"),
+        ("a third map", {"map": "sign_flip"}, "sign_flip(margin=0.0)"),
+        ("a user's map", {"map": OwnSquareDiagonal}, "OwnSquareDiagonal(margin=0.0) with ..."),
+        ("a user's map that learns", {"map": LearnedScale}, "LearnedScale(margin=0.0)"),
+        (
+            "a transform",
+            {"map": neg_softplus_transform()},
+            "ComposeTransform( SoftplusTransform(), AffineTransform() )(margin=0.0) with ...",
+        ),
+        ("another margin", {"margin": 0.5}, "exp(margin=0.5)"),
+        ("other dims", {"dims": ()}, "exp(margin=0.0, dims=())"),
+        ("dims the other way", {"dims": (1, 0)}, "exp(margin=0.0, dims=(1, 0))"),
+        ("other blocks", {"blocks": 3}, "exp(margin=0.0, blocks=3)"),
+    ]
 }
-MARKS: dict[str, tuple[Any, str]] = {
-    "a text": ("exp", f"{MARKED}'exp'"),
-    "none": (None, f"{MARKED}None"),
-    "a number": (3, f"{MARKED}3"),
-    "bytes": (b"exp", f"{MARKED}b'exp'"),
-    "a dict": ({}, f"{MARKED}{{}}"),
-    "a scalar": (torch.zeros(()), f"{MARKED}shape (), torch.float32"),
-    "a matrix": (torch.zeros(16, 16), f"{MARKED}shape (16, 16), torch.float32"),
-    "complex": (torch.zeros(256).cfloat(), f"{MARKED}shape (256,), torch.complex64"),
-    "sparse": (torch.zeros(256).to_sparse(), f"{MARKED}shape (256,), torch.float32"),
+MARKS: Values = {
+    "a text": ("exp", RuntimeError, f"{MARKED}'exp'"),
+    "none": (None, RuntimeError, f"{MARKED}None"),
+    "a number": (3, RuntimeError, f"{MARKED}3"),
+    "bytes": (b"exp", RuntimeError, f"{MARKED}b'exp'"),
+    "a dict": ({}, RuntimeError, f"{MARKED}{{}}"),
     **{
-        label: (value, "expected a checkpoint of exp(margin=0.0), found one of no map")
-        for label, value in {
+        label: (mark, RuntimeError, f"{MARKED}shape {tuple(mark.shape)}, {mark.dtype}")
+        for label, mark in {
+            "a scalar": torch.zeros(()),
+            "a matrix": torch.zeros(16, 16),
+            "complex": torch.zeros(256).cfloat(),
+            "sparse": torch.zeros(256).to_sparse(),
+        }.items()
+    },
+    **alike(
+        {
             "NaN": torch.full((256,), math.nan),
             "empty": torch.zeros(0),
             "all zero": torch.zeros(256),
             "all spaces": torch.full((256,), 256.0),
-        }.items()
-    },
+        },
+        RuntimeError,
+        "expected a checkpoint of exp(margin=0.0), found one of no map",
+    ),
 }
-PLAIN: dict[str, tuple[Any, str]] = {
-    **{
-        label: (
-            ONES * value,
-            f"While loading weight: weight: expected a finite diagonal, got 3 of 3 entries NaN or "
-            f"infinite; got {MATRIX}",
-        )
-        for label, value in {"NaN": math.nan, "infinity": -math.inf}.items()
-    },
-    "complex numbers": (
-        ONES.cfloat(),
-        "While loading weight: expected real numbers, got shape (3, 3), torch.complex64",
-    ),
-    "quantized": (
-        NOT_DENSE["quantized"][0],
-        "While loading weight: expected real numbers, got shape (3, 3), torch.qint8",
-    ),
-    "sparse": (
-        NOT_DENSE["sparse"][0],
-        f"While loading weight: weight: expected a dense tensor, got {NOT_DENSE['sparse'][1]}",
-    ),
-    "lists": ([[1.0]], f"{TENSOR}<class 'list'>"),
-    "none": (None, f"{TENSOR}<class 'NoneType'>"),
+REAL = f"{WHILE}expected real numbers, got shape (3, 3), "
+LOST: Values = {
+    **saying(NOT_FINITE, f"{WHILE}weight: "),
+    "complex numbers": (ONES.cfloat(), RuntimeError, f"{REAL}torch.complex64"),
+    "quantized": (NOT_DENSE["quantized"][0], RuntimeError, f"{REAL}torch.qint8"),
+    "sparse": (NOT_DENSE["sparse"][0], TypeError, f"{WHILE}weight: {NOT_DENSE['sparse'][2]}"),
+    "lists": ([[1.0]], RuntimeError, f"{TENSOR}<class 'list'>"),
+    "none": (None, RuntimeError, f"{TENSOR}<class 'NoneType'>"),
 }
-SIZE = f"size mismatch for {ORIGINAL}: copying a param with shape torch.Size([4, 4]) from "
-DAMAGED: dict[str, tuple[dict[str, Any], str]] = {
-    "an original of another shape": ({ORIGINAL: torch.ones(4, 4)}, f"{SIZE}..."),
-    "a plain weight of another shape": (plain(torch.ones(4, 4)), f"{SIZE}..."),
-    "a flat original": ({ORIGINAL: torch.ones(9)}, "size mismatch for ..."),
-    "an original of lists": ({ORIGINAL: [[1.0]]}, f"{TENSOR}<class 'list'>"),
-    "a complex original": (
-        {ORIGINAL: ONES.cfloat()},
-        "While loading weight: expected real numbers, got shape (3, 3), torch.complex64",
+SIZE = f"size mismatch for {ORIGINAL}: copying a param with shape torch.Size([4, 4]) from ..."
+DAMAGED: Values = {
+    "an original of another shape": ({ORIGINAL: torch.ones(4, 4)}, RuntimeError, SIZE),
+    "a plain weight of another shape": (plain(torch.ones(4, 4)), RuntimeError, SIZE),
+    "a flat original": ({ORIGINAL: torch.ones(9)}, RuntimeError, "size mismatch for ..."),
+    "an original of lists": ({ORIGINAL: [[1.0]]}, RuntimeError, f"{TENSOR}<class 'list'>"),
+    "a complex original": ({ORIGINAL: ONES.cfloat()}, RuntimeError, f"{REAL}torch.complex64"),
+    "a sparse original": ({ORIGINAL: ONES.to_sparse()}, RuntimeError, "..."),
+    "an original on meta": (
+        {ORIGINAL: ONES.to("meta")},
+        RuntimeError,
+        f"{COPYING}...no data!...",
     ),
-    "a sparse original": ({ORIGINAL: ONES.to_sparse()}, "..."),
-    "an original on meta": ({ORIGINAL: ONES.to("meta")}, f"{COPYING}...no data!..."),
 }
 
 
-def _both_ways(label: str, changes: dict[str, Any], message: str) -> Table:
+def within(values: Values, change: Callable[[Any], dict[str, Any]], what: str = "") -> Values:
+    """As changes of a state, with errors that PyTorch collects into one of its own."""
     return {
-        f"load_state_dict: {label}, strict={strict}": Bad(
-            registered, loading(changes, strict=strict), RuntimeError, f"{ERRORS}{message}"
-        )
-        for strict in (True, False)
+        f"{what}{label}": (change(bad), RuntimeError, f"{ERRORS}{message}")
+        for label, (bad, _, message) in values.items()
     }
 
 
-def _assigned(changes: dict[str, Any], message: str) -> Bad:
-    # Without a bias, which would be assigned.
-    return Bad(
-        lambda: register_negative_diagonal(nn.Linear(3, 3, bias=False), map="exp"),
-        loading(changes, assign=True),
+def without_bias() -> nn.Module:
+    """Which would be assigned before the weight is refused."""
+    return register_negative_diagonal(nn.Linear(3, 3, bias=False), map="exp")
+
+
+BOTH_WAYS = {
+    **within(saying(OTHERS, WHILE), dict),
+    **within(saying(MARKS, f"{WHILE}weight: "), lambda mark: {MARK: mark}, "a mark that is "),
+    **within(LOST, plain, "a plain weight of "),
+    **within(DAMAGED, dict),
+}
+real = {label: NOT_FLOATING[label] for label in DTYPES if not DTYPES[label].is_complex}
+ASSIGNED = {
+    **within(saying(OTHERS, WHILE), dict),
+    **within(saying(real | NOT_FINITE, f"{WHILE}weight: "), plain, "a plain weight of "),
+}
+INFEASIBLE: Values = {
+    "what the policy refuses": (
+        plain(ONES),
         RuntimeError,
-        f"{ERRORS}{message}",
+        f"{ERRORS}{WHILE}weight: expected a negative diagonal, got 3 of 3 entries that are not, "
+        f"the largest 1; got {MATRIX}",
     )
+}
 
 
-ROWS: Table = {}
-for label, (options, found) in OTHERS.items():
-    message = f"weight: expected a checkpoint of exp(margin=0.0), found one of {found}"
-    ROWS |= _both_ways(label, written_by(**options), f"While loading weight: {message}")
-    ROWS[f"load_state_dict: {label}, assign"] = _assigned(
-        written_by(**options), f"While loading weight: {message}"
-    )
-for label, (mark, message) in MARKS.items():
-    ROWS |= _both_ways(
-        f"a mark that is {label}", {MARK: mark}, f"While loading weight: weight: {message}"
-    )
-for label, (value, message) in PLAIN.items():
-    ROWS |= _both_ways(f"a plain weight of {label}", plain(value), message)
-for label, dtype in NOT_FLOATING.items():
-    if not dtype.is_complex:
-        ROWS[f"load_state_dict: a plain weight of {label}, assign"] = _assigned(
-            plain(ONES.to(dtype)),
-            f"While loading weight: weight: expected {FLOATING}, got shape (3, 3), {dtype}",
-        )
-for label, (changes, message) in DAMAGED.items():
-    ROWS |= _both_ways(label, changes, message)
+def by_the_class(values: Values) -> Values:
+    return {
+        label: (bad, ValueError, message if message.startswith("weight") else f"weight: {message}")
+        for label, (bad, _, message) in values.items()
+    }
+
+
+ROWS: Table = {
+    **given("load_state_dict", registered, loading(strict=True), BOTH_WAYS),
+    **given("load_state_dict, strict=False", registered, loading(strict=False), BOTH_WAYS),
+    **given("load_state_dict, assign=True", without_bias, loading(assign=True), ASSIGNED),
+    **given("load_state_dict", lambda: registered(infeasible="error"), loading(), INFEASIBLE),
+    "load_state_dict: NaN for a layer of a model": Bad(
+        lambda: nn.Sequential(without_bias()),
+        lambda model: model.load_state_dict({"0.weight": ONES * math.nan}),
+        RuntimeError,
+        f"{ERRORS.replace('ParametrizedLinear', 'Sequential')}While loading 0.weight: weight: "
+        f"{NOT_FINITE_MESSAGE}",
+    ),
+    **given(
+        "NegExpDiagonal.set_extra_state",
+        NegExpDiagonal,
+        lambda made, mark: made.set_extra_state(mark),
+        by_the_class(MARKS),
+    ),
+    **given(
+        "NegExpDiagonal.load_state_dict, a mark that is",
+        bare,
+        lambda module, mark: loading()(module, {MARK: mark}),
+        by_the_class(MARKS),
+    ),
+    **given(
+        "NegExpDiagonal.load_state_dict, the mark of",
+        bare,
+        lambda module, state: loading()(module, {MARK: state[MARK]}),
+        by_the_class(OTHERS),
+    ),
+}

@@ -2,13 +2,21 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from negdiag_param import init_, register_negative_diagonal
-from tests.bad_input.table import MATRIX, Bad, Table, registered
+from tests.bad_input.table import (
+    MATRIX,
+    NOT_FINITE_MESSAGE,
+    Bad,
+    Table,
+    Values,
+    by_type,
+    given,
+    registered,
+)
 from tests.support.modules import linear
 
 
@@ -25,30 +33,24 @@ def _swaps(value: Tensor) -> Callable[[Tensor], None]:
 
 
 WANTED = f"weight: expected a tensor of {MATRIX} on cpu, got "
-FINITE = f"weight: expected a finite diagonal, got 3 of 3 entries NaN or infinite; got {MATRIX}"
-BAD: dict[str, tuple[Any, type[Exception], str]] = {
-    **{
-        label: (value, TypeError, f"initializer: expected a callable, got {type(value).__name__}")
-        for label, value in {
+FINITE = f"weight: {NOT_FINITE_MESSAGE}"
+SHAPE = f"{WANTED}shape (3, 2), torch.float32 on cpu"
+ONE = "takes 1 positional argument but 2 were given"
+BAD: Values = {
+    **by_type(
+        {
             "none": None,
             "a name": "zeros_",
             "a number": 3,
             "a tensor": torch.ones(3, 3),
             "a list": [nn.init.zeros_],
-        }.items()
-    },
+        },
+        "initializer: expected a callable, got ",
+    ),
     "one that makes NaN": (lambda t: t.fill_(math.nan), ValueError, FINITE),
     "one that makes infinity": (lambda t: t.fill_(-math.inf), ValueError, FINITE),
-    "one that resizes": (
-        lambda t: t.resize_(2, 2),
-        ValueError,
-        f"{WANTED}shape (2, 2), torch.float32 on cpu",
-    ),
-    "one that swaps the shape": (
-        _swaps(torch.ones(3, 2)),
-        ValueError,
-        f"{WANTED}shape (3, 2), torch.float32 on cpu",
-    ),
+    "one that resizes": (lambda t: t.resize_(3, 2), ValueError, SHAPE),
+    "one that swaps the shape": (_swaps(torch.ones(3, 2)), ValueError, SHAPE),
     "one that swaps the dtype": (
         _swaps(torch.ones(3, 3).double()),
         ValueError,
@@ -78,15 +80,7 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     ),
 }
 ROWS: Table = {
-    **{
-        f"init_: {label}": Bad(
-            registered,
-            lambda module, initializer=initializer: init_(module, "weight", initializer),
-            error,
-            message,
-        )
-        for label, (initializer, error, message) in BAD.items()
-    },
+    **given("init_", registered, lambda module, bad: init_(module, "weight", bad), BAD),
     "init_: what the policy refuses": Bad(
         lambda: registered(infeasible="error"),
         lambda module: init_(module, "weight", nn.init.ones_),
@@ -106,7 +100,7 @@ ROWS: Table = {
         registered,
         lambda module: init_(module, "weight", nn.init.zeros_, 3),
         TypeError,
-        "zeros_() takes 1 positional argument but 2 were given",
+        f"zeros_() {ONE}",
     ),
     "init_: an unknown keyword": Bad(
         registered,

@@ -13,7 +13,7 @@ from negdiag_param import (
     register_negative_diagonal,
     remove_negative_diagonal,
 )
-from tests.bad_input.table import KINDS, Bad, Table, quietly, registered
+from tests.bad_input.table import MATRIX, Bad, Table, Values, by_type, given, quietly, registered
 from tests.support.modules import linear
 
 Function = Callable[..., Any]
@@ -38,10 +38,18 @@ OF_A_MODEL: dict[str, Function] = {
     "negative_diagonals": negative_diagonals,
     "plain_state_dict": plain_state_dict,
 }
-NO_MODULE: dict[str, tuple[Any, str]] = {
-    label: (value, type(value).__name__) for label, value in KINDS.items()
-} | {"a class": (nn.Linear, "type"), "a tensor": (torch.ones(2), "Tensor")}
-NO_NAME = {"none": None, "a number": 3, "bytes": b"weight", "a list": ["weight"]}
+NO_MODULE = {
+    "none": None,
+    "a string": "layer",
+    "a number": 3,
+    "a list": [nn.Linear(2, 2)],
+    "a class": nn.Linear,
+    "a tensor": torch.ones(2),
+}
+NO_NAME = by_type(
+    {"none": None, "a number": 3, "bytes": b"weight", "a list": ["weight"]},
+    "tensor_name: expected a string, got ",
+)
 UNKNOWN = {
     "empty": ("", "weight, bias"),
     "misspelt": ("wieght", "weight"),
@@ -52,67 +60,41 @@ UNKNOWN = {
     "of an open bracket": ("[", "weight, bias"),
     "of the original": ("parametrizations.weight.original", "weight"),
 }
+EXPECTED = "expected the name of a parameter or buffer in"
+WITHOUT = "expected a tensor registered with a negative diagonal, got one without"
 
 
-def _no_module() -> Table:
-    functions = [(*item, "module") for item in NAMED.items()]
-    functions += [(*item, "model") for item in OF_A_MODEL.items()]
-    return {
-        f"{name}: {label} as module": Bad(
-            lambda value=value: value,
-            function,
-            TypeError,
-            f"{argument}: expected an nn.Module, got {kind}",
-        )
-        for name, function, argument in functions
-        for label, (value, kind) in NO_MODULE.items()
-    }
-
-
-def _no_name() -> Table:
-    return {
-        f"{name}: {label} as name": Bad(
-            registered,
-            lambda module, function=function, bad=bad: function(module, bad),
-            TypeError,
-            f"tensor_name: expected a string, got {type(bad).__name__}",
-        )
-        for name, function in NAMED.items()
-        for label, bad in NO_NAME.items()
-    }
-
-
-def _unknown() -> Table:
-    return {
-        f"{name}: a name {label}": Bad(
-            linear if function is register_negative_diagonal else registered,
-            lambda module, function=function, bad=bad: function(module, bad),
-            ValueError,
-            f"{bad!r}: expected the name of a parameter or buffer in "
-            f"{'' if function is register_negative_diagonal else 'Parametrized'}Linear, found no "
-            f"match; near names: {near}",
-        )
-        for name, function in NAMED.items()
-        for label, (bad, near) in UNKNOWN.items()
-    }
-
-
-def _unregistered() -> Table:
+def _at_every_door() -> Table:
     rows: Table = {}
+    for name, function in (NAMED | OF_A_MODEL).items():
+        argument = "module" if name in NAMED else "model"
+        for label, bad in NO_MODULE.items():
+            message = f"{argument}: expected an nn.Module, got {type(bad).__name__}"
+            row = Bad(lambda bad=bad: bad, function, TypeError, message)
+            rows[f"{name}: {label} as module"] = row
+    for name, function in NAMED.items():
+        is_new = function is register_negative_diagonal
+        kind = "Linear" if is_new else "ParametrizedLinear"
+        unknown: Values = {
+            label: (
+                bad,
+                ValueError,
+                f"{bad!r}: {EXPECTED} {kind}, found no match; near names: {near}",
+            )
+            for label, (bad, near) in UNKNOWN.items()
+        }
+        make = linear if is_new else registered
+        rows |= given(f"{name}, a name", make, function, unknown)
+        rows |= given(f"{name}, a name that is", registered, function, NO_NAME)
     for name in ("remove_negative_diagonal", "init_"):
         rows[f"{name}: a tensor that is not registered"] = Bad(
-            linear,
-            NAMED[name],
-            ValueError,
-            "weight: expected a tensor registered with a negative diagonal, got one without, "
-            "shape (3, 3), torch.float32",
+            linear, NAMED[name], ValueError, f"weight: {WITHOUT}, {MATRIX}"
         )
         rows[f"{name}: another tensor of the same module"] = Bad(
             registered,
             lambda module, function=NAMED[name]: function(module, "bias"),
             ValueError,
-            "bias: expected a tensor registered with a negative diagonal, got one without, "
-            "shape (3,), torch.float32",
+            f"bias: {WITHOUT}, shape (3,), torch.float32",
         )
         rows[f"{name}: a pattern over what is not registered"] = Bad(
             linear,
@@ -124,44 +106,42 @@ def _unregistered() -> Table:
     return rows
 
 
-ROWS: Table = {
-    **_no_module(),
-    **_no_name(),
-    **_unknown(),
-    **_unregistered(),
-    "register_negative_diagonal: a module without tensors": Bad(
+# A module, and a name in it.
+NAMES: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
+    "a module without tensors": (
         nn.ReLU,
-        register_negative_diagonal,
-        ValueError,
-        "'weight': expected the name of a parameter or buffer in ReLU, found no match; near "
-        "names: none, it has no tensors",
+        "weight",
+        f"'weight': {EXPECTED} ReLU, found no match; near names: none, it has no tensors",
     ),
-    "register_negative_diagonal: a bias that is none": Bad(
+    "a bias that is none": (
         lambda: nn.Linear(2, 2, bias=False),
-        lambda module: register_negative_diagonal(module, "bias"),
-        ValueError,
-        "'bias': expected the name of a parameter or buffer in Linear, found no match; near "
-        "names: weight",
+        "bias",
+        f"'bias': {EXPECTED} Linear, found no match; near names: weight",
     ),
-    "register_negative_diagonal: a pattern over vectors": Bad(
+    "a pattern over vectors": (
         lambda: nn.LayerNorm(3),
-        lambda module: register_negative_diagonal(module, "*"),
-        ValueError,
+        "*",
         "'*': expected tensors with a diagonal in LayerNorm, found no match; near names: weight, "
         "bias",
     ),
-    "register_negative_diagonal: a name of nn.ModuleDict": Bad(
+    "a name of nn.ModuleDict": (
         memory,
-        lambda module: register_negative_diagonal(module, "keys"),
-        ValueError,
+        "keys",
         "keys: expected a name that an nn.ModuleDict can hold, where parametrizations are kept, "
         "got 'keys', which is an attribute of it",
     ),
-    "register_negative_diagonal: a weight that weight_norm has split": Bad(
+    "a weight that weight_norm has split": (
         lambda: quietly(lambda: nn.utils.weight_norm(linear())),
-        register_negative_diagonal,
-        ValueError,
-        "'weight': expected the name of a parameter or buffer in Linear, found no match; near "
-        "names: weight_v, weight_g",
+        "weight",
+        f"'weight': {EXPECTED} Linear, found no match; near names: weight_v, weight_g",
     ),
+}
+ROWS: Table = _at_every_door() | {
+    f"register_negative_diagonal: {label}": Bad(
+        make,
+        lambda module, name=name: register_negative_diagonal(module, name),
+        ValueError,
+        message,
+    )
+    for label, (make, name, message) in NAMES.items()
 }

@@ -1,15 +1,13 @@
 """What PyTorch offers for modules in general, and a registered one does not go along with."""
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 from negdiag_param import plain_state_dict, register_negative_diagonal
-from tests.bad_input.table import MATRIX, ONES, Bad, Table, registered
+from tests.bad_input.table import NOT_FINITE_MESSAGE, ONES, Bad, Table, registered
 
 
 def called_with_the_plain_key(module: nn.Module) -> None:
@@ -56,59 +54,48 @@ FUNCTIONAL = (
     "weight: expected no assignment inside a torch.func transform or functional_call, got one; "
     "give functional_call the key parametrizations.weight.original instead"
 )
-WAYS: dict[str, tuple[Callable[[], nn.Module], Callable[[Any], object], Any, str]] = {
-    "functional_call: the plain key": (
-        registered,
-        called_with_the_plain_key,
-        RuntimeError,
-        FUNCTIONAL,
+SCRIPT = "expected a module without a negative diagonal for torch.jit.script, got "
+COPY = "script a baked copy, which remove_negative_diagonal(copy.deepcopy(model), ...) gives"
+CACHED = "Cannot trace a model while caching parametrizations."
+
+
+def in_a_model() -> nn.Module:
+    return nn.Sequential(registered())
+
+
+ROWS: Table = {
+    "functional_call: the plain key": Bad(
+        registered, called_with_the_plain_key, RuntimeError, FUNCTIONAL
     ),
-    "functional_call: the plain key of a model": (
-        lambda: nn.Sequential(registered()),
-        called_with_a_plain_key_inside,
-        RuntimeError,
-        FUNCTIONAL,
+    "functional_call: the plain key of a model": Bad(
+        in_a_model, called_with_a_plain_key_inside, RuntimeError, FUNCTIONAL
     ),
-    "vmap: an assignment": (registered, assigned_in_vmap, RuntimeError, FUNCTIONAL),
-    "jit.trace: in a cached block": (
-        registered,
-        traced_while_caching,
-        RuntimeError,
-        "Cannot trace a model while caching parametrizations.",
-    ),
-    "jit.script: a registered layer": (
+    "vmap: an assignment": Bad(registered, assigned_in_vmap, RuntimeError, FUNCTIONAL),
+    "jit.trace: in a cached block": Bad(registered, traced_while_caching, RuntimeError, CACHED),
+    "jit.script: a registered layer": Bad(
         registered,
         torch.jit.script,
         TypeError,
-        "expected a module without a negative diagonal for torch.jit.script, got "
-        "ParametrizedLinear; script a baked copy, which "
-        "remove_negative_diagonal(copy.deepcopy(model), ...) gives, or use torch.export",
+        f"{SCRIPT}a registered one; {COPY}, or use torch.export",
     ),
-    "jit.script: a model with one": (
-        lambda: nn.Sequential(registered()),
-        torch.jit.script,
-        TypeError,
-        "expected a module without a negative diagonal for torch.jit.script, got ...",
-    ),
-    "reset_parameters: to NaN": (
+    "jit.script: a model with one": Bad(in_a_model, torch.jit.script, TypeError, f"{SCRIPT}..."),
+    "reset_parameters: to NaN": Bad(
         diverging,
         lambda module: module.reset_parameters(),
         ValueError,
-        f"weight: expected a finite diagonal, got 3 of 3 entries NaN or infinite; got {MATRIX}",
+        f"weight: {NOT_FINITE_MESSAGE}",
     ),
-    "plain_state_dict: another parametrization beside ours": (
+    "plain_state_dict: another parametrization beside ours": Bad(
         chained,
         plain_state_dict,
         ValueError,
         "weight: expected no other parametrization beside the negative diagonal, found "
         "ParametrizationList(...)",
     ),
-    "register_buffer: over a registered tensor": (
+    "register_buffer: over a registered tensor": Bad(
         registered,
         lambda module: module.register_buffer("weight", ONES),
         KeyError,
         "\"attribute 'weight' already exists\"",
     ),
 }
-
-ROWS: Table = {label: Bad(*row) for label, row in WAYS.items()}

@@ -1,8 +1,9 @@
-"""What a row of bad input is."""
+"""What a row of bad input is, and tensors that are no weights."""
 
+import math
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +30,44 @@ class Bad(NamedTuple):
 
 
 Table = dict[str, Bad]
+# Bad values, by what they are, with the error and its message.
+Values = Mapping[str, tuple[Any, type[Exception], str]]
+
+
+def given(
+    where: str, make: Callable[[], Any], call: Callable[[Any, Any], object], values: Values
+) -> Table:
+    """Rows for what is made and then given a bad value."""
+    return {
+        f"{where}: {label}": Bad(make, lambda made, bad=bad: call(made, bad), error, message)
+        for label, (bad, error, message) in values.items()
+    }
+
+
+def holding_each(where: str, call: Callable[[Any], object], values: Values) -> Table:
+    """Rows for a module that holds a bad tensor."""
+    return {
+        f"{where}: {label}": Bad(lambda bad=bad: holding(bad), call, error, message)
+        for label, (bad, error, message) in values.items()
+    }
+
+
+def saying(values: Values, before: str = "", after: str = "") -> Values:
+    """The same with more words around each message."""
+    return {
+        label: (bad, error, f"{before}{message}{after}")
+        for label, (bad, error, message) in values.items()
+    }
+
+
+def alike(values: Mapping[str, Any], error: type[Exception], message: str) -> Values:
+    """With one message for all."""
+    return {label: (bad, error, message) for label, bad in values.items()}
+
+
+def by_type(values: Mapping[str, Any], message: str) -> Values:
+    """With one message for all, which ends with the name of the type."""
+    return {label: (bad, TypeError, message + type(bad).__name__) for label, bad in values.items()}
 
 
 def quietly(make: Callable[[], Any]) -> Any:
@@ -53,27 +92,38 @@ def registered(**options: Any) -> nn.Module:
 
 ONES = torch.ones(3, 3)
 MATRIX = "shape (3, 3), torch.float32"
-KINDS = {"none": None, "a string": "layer", "a number": 3, "a list": [nn.Linear(2, 2)]}
-# Tensors that have no diagonal of real numbers, and what is said of them.
-NOT_DENSE: dict[str, tuple[Tensor, str]] = {
-    "sparse": (ONES.to_sparse(), f"{MATRIX}, layout torch.sparse_coo"),
-    "compressed rows": (quietly(ONES.to_sparse_csr), f"{MATRIX}, layout torch.sparse_csr"),
-    "compressed columns": (quietly(ONES.to_sparse_csc), f"{MATRIX}, layout torch.sparse_csc"),
-    "mkldnn": (ONES.to_mkldnn(), f"{MATRIX}, layout torch._mkldnn"),
-    "quantized": (
-        quietly(lambda: torch.quantize_per_tensor(ONES, 0.1, 0, torch.qint8)),
-        "shape (3, 3), torch.qint8, layout torch.strided (quantized)",
-    ),
-    "nested": (
-        quietly(lambda: torch.nested.nested_tensor([ONES, ONES])),
-        "a nested one, torch.float32",
-    ),
-    "jagged": (
-        quietly(lambda: torch.nested.nested_tensor([ONES, ONES], layout=torch.jagged)),
-        "a nested one, torch.float32",
-    ),
+FLOATING = "float16, bfloat16, float32 or float64"
+LAZY = "expected an initialized tensor, got UninitializedParameter; run the lazy module once first"
+NOT_FINITE_MESSAGE = f"expected a finite diagonal, got 3 of 3 entries NaN or infinite; got {MATRIX}"
+
+NOT_TENSORS = by_type(
+    {"none": None, "a number": -1.0, "text": "x", "lists": [[-1.0]], "an array": ONES.numpy()},
+    "expected a tensor, got ",
+)
+# Which have no diagonal of real numbers.
+NOT_DENSE: Values = {
+    label: (tensor, TypeError, f"expected a dense tensor, got {found}")
+    for label, (tensor, found) in {
+        "sparse": (ONES.to_sparse(), f"{MATRIX}, layout torch.sparse_coo"),
+        "compressed rows": (quietly(ONES.to_sparse_csr), f"{MATRIX}, layout torch.sparse_csr"),
+        "compressed columns": (quietly(ONES.to_sparse_csc), f"{MATRIX}, layout torch.sparse_csc"),
+        "mkldnn": (ONES.to_mkldnn(), f"{MATRIX}, layout torch._mkldnn"),
+        "quantized": (
+            quietly(lambda: torch.quantize_per_tensor(ONES, 0.1, 0, torch.qint8)),
+            "shape (3, 3), torch.qint8, layout torch.strided (quantized)",
+        ),
+        "nested": (
+            quietly(lambda: torch.nested.nested_tensor([ONES, ONES])),
+            "a nested one, torch.float32",
+        ),
+        "jagged": (
+            quietly(lambda: torch.nested.nested_tensor([ONES, ONES], layout=torch.jagged)),
+            "a nested one, torch.float32",
+        ),
+    }.items()
 }
-NOT_FLOATING: dict[str, torch.dtype] = {
+UNINITIALIZED: Values = {"a lazy parameter": (nn.UninitializedParameter(), TypeError, LAZY)}
+DTYPES: dict[str, torch.dtype] = {
     "bytes": torch.uint8,
     "integers": torch.int32,
     "long integers": torch.int64,
@@ -82,4 +132,34 @@ NOT_FLOATING: dict[str, torch.dtype] = {
     "complex halves": torch.complex32,
     "float8": torch.float8_e4m3fn,
 }
-FLOATING = "float16, bfloat16, float32 or float64"
+NOT_FLOATING: Values = {
+    label: (
+        quietly(lambda dtype=dtype: ONES.to(dtype)),
+        TypeError,
+        f"expected {FLOATING}, got shape (3, 3), {dtype}",
+    )
+    for label, dtype in DTYPES.items()
+}
+NOT_FINITE: Values = alike(
+    {"NaN": ONES * math.nan, "infinity": ONES * math.inf, "minus infinity": ONES * -math.inf},
+    ValueError,
+    NOT_FINITE_MESSAGE,
+)
+# With infeasible="error" and these options.
+INFEASIBLE: dict[str, tuple[dict[str, Any], Tensor, str]] = {
+    "a zero": (
+        {},
+        torch.zeros(3, 3),
+        "a negative diagonal, got 3 of 3 entries that are not, the largest 0",
+    ),
+    "one positive entry": (
+        {},
+        torch.diag(torch.tensor([-1.0, 2.0, -3.0])),
+        "a negative diagonal, got 1 of 3 entries that are not, the largest 2",
+    ),
+    "an entry inside the margin": (
+        {"margin": 1.5},
+        -2 * ONES + torch.eye(3),
+        "a diagonal of at most -1.5, got 3 of 3 entries that are not, the largest -1",
+    ),
+}

@@ -5,30 +5,26 @@ from torch import nn
 
 import negdiag_param
 from tests.bad_input import (
-    assigned,
-    bare,
     checkpoints,
     initialised,
     maps,
     modules_and_names,
     options,
     other_ways,
-    tensors,
     ties,
+    weights,
 )
 from tests.support.state import state_of
 
 THEMES = [
-    assigned,
-    bare,
     checkpoints,
     initialised,
     maps,
     modules_and_names,
     options,
     other_ways,
-    tensors,
     ties,
+    weights,
 ]
 ROWS = {label: row for theme in THEMES for label, row in theme.ROWS.items()}
 

@@ -29,54 +29,54 @@ def sharing_originals() -> nn.ModuleList:
     return model
 
 
-KEPT = {
-    "in an attribute": (lambda w: w, ""),
-    "in a dict": (lambda w: {"w": w}, "['w']"),
-    "in a list": (lambda w: [1, w], "[1]"),
-    "deep down": (lambda w: {"a": [(w,)]}, "['a'][0][0]"),
-}
+def tied_to_an_original() -> nn.ModuleList:
+    model = register_negative_diagonal(nn.ModuleList([linear(), linear()]), "0.weight")
+    model[1].weight = model[0].parametrizations.weight.original
+    return model
 
+
+KEPT = (
+    (linear, "weight", "kept", lambda w: w, ""),
+    (linear, "weight", "kept", lambda w: {"w": w}, "['w']"),
+    (linear, "weight", "kept", lambda w: [1, w], "[1]"),
+    (linear, "weight", "kept", lambda w: {"a": [(w,)]}, "['a'][0][0]"),
+    # Only the list that a recurrent layer has by itself is let pass.
+    (linear, "weight", "_flat_weights", lambda w: [w], "[0]"),
+    (lambda: nn.RNN(3, 3), "weight_hh_l0", "kept", lambda w: [w], "[0]"),
+)
+TIED = {
+    "a tied weight": (lambda: tied(lambda w: w), "0.weight", "0.weight", "1.weight"),
+    "the other tied weight": (lambda: tied(lambda w: w), "1.weight", "1.weight", "0.weight"),
+    "a pattern over both": (lambda: tied(lambda w: w), "*.weight", "0.weight", "1.weight"),
+    "shared memory": (
+        lambda: tied(lambda w: nn.Parameter(w.detach())),
+        "0.weight",
+        "0.weight",
+        "1.weight",
+    ),
+    "another's original": (tied_to_an_original, "1.weight", "1.weight", "0.weight"),
+}
 ROWS: Table = {
     **{
-        f"register_negative_diagonal: a weight kept {label} too": Bad(
-            lambda keep=keep: keeping(linear(), "weight", "kept", keep),
-            register_negative_diagonal,
-            ValueError,
-            f"weight: expected a tensor that its module reads as self.weight, got one that it also "
-            f"keeps in self.kept{where}, {MATRIX}; what reads it there would see the original, "
-            f"which is not constrained. Remove that reference first",
-        )
-        for label, (keep, where) in KEPT.items()
-    },
-    # Only the list that a recurrent layer has by itself is let pass.
-    **{
-        f"register_negative_diagonal: {type(make()).__name__}, weight also in {attribute}": Bad(
-            lambda make=make, name=name, attribute=attribute: keeping(
-                make(), name, attribute, lambda w: [w]
-            ),
+        f"register_negative_diagonal: {name} also in {attribute}{where}": Bad(
+            lambda make=make, given=(name, attribute, keep): keeping(make(), *given),
             lambda module, name=name: register_negative_diagonal(module, name),
             ValueError,
             f"{name}: expected a tensor that its module reads as self.{name}, got one that it also "
-            f"keeps in self.{attribute}[0], {MATRIX}; ...",
+            f"keeps in self.{attribute}{where}, {MATRIX}; what reads it there would see the "
+            f"original, which is not constrained. Remove that reference first",
         )
-        for make, name, attribute in (
-            (linear, "weight", "_flat_weights"),
-            (lambda: nn.RNN(3, 3), "weight_hh_l0", "kept"),
-        )
+        for make, name, attribute, keep, where in KEPT
     },
     **{
         f"register_negative_diagonal: {label}": Bad(
-            lambda share=share: tied(share),
-            lambda model, name=name: register_negative_diagonal(model, name),
+            make,
+            lambda model, pattern=pattern: register_negative_diagonal(model, pattern),
             ValueError,
             f"{name}: expected a tensor of its own, got one tied to {other}, {MATRIX}; registering "
             f"would rewrite both. Untie them first",
         )
-        for label, share, name, other in [
-            ("a tied weight", lambda w: w, "0.weight", "1.weight"),
-            ("the other tied weight", lambda w: w, "1.weight", "0.weight"),
-            ("shared memory", lambda w: nn.Parameter(w.detach()), "0.weight", "1.weight"),
-        ]
+        for label, (make, pattern, name, other) in TIED.items()
     },
     **{
         f"remove_negative_diagonal: a shared original, {name}": Bad(

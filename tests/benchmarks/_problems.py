@@ -1,12 +1,13 @@
-"""Linear regressions whose weight shall have a negative diagonal, many at once."""
+"""Problems whose solution has a negative diagonal, many at once."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from tests.benchmarks._ways import BOUNDARY, diagonal
+from tests.benchmarks._ways import clamp_, diagonal
 
 Range: TypeAlias = tuple[float, float]
 
@@ -18,35 +19,76 @@ class Regressions(NamedTuple):
     target: Tensor
     covariance: Tensor
     best: Tensor  # the diagonal of the constrained optimum
+    tolerance: Tensor  # how far from there a diagonal entry counts as arrived
 
     def gradient(self, weight: Tensor, step: int = 0) -> Tensor:
         return (weight - self.target) @ self.covariance
 
-    def loss(self, weight: Tensor) -> Tensor:
-        """That of each problem."""
-        return (self.gradient(weight) * (weight - self.target)).sum((-2, -1)) / 2
+    def arrived(self, weight: Tensor) -> Tensor:
+        """Whether each of the weights has all of its diagonal where it belongs."""
+        return ((diagonal(weight) - self.best).abs() <= self.tolerance).all(-1)
 
-    def arrived(self, diagonals: Tensor, best: Tensor) -> Tensor:
-        """Whether they are within 5 % of the best ones, in units of what the data ask for."""
-        return (diagonals - best).norm(dim=-1) <= 0.05 * diagonal(self.target).norm(dim=-1)
+    def each(self) -> list["Regressions"]:
+        """One after the other."""
+        return [Regressions(*parts) for parts in zip(*self, strict=True)]
+
+    def scaled(self, rates: Sequence[float]) -> "Regressions":
+        """All of them at each rate, in units of the largest stable one, for an SGD of rate 1."""
+        largest = 2 / torch.linalg.eigvalsh(self.covariance)[:, -1, None, None]
+        return joined([self._replace(covariance=r * largest * self.covariance) for r in rates])
+
+
+class Rates(NamedTuple):
+    """``exp(d t)`` is fitted at times over orders of magnitude, as are the rates ``d``."""
+
+    start: Tensor
+    best: Tensor
+    times: Tensor
+
+    def gradient(self, weight: Tensor, step: int = 0) -> Tensor:
+        curves, true_curves = (
+            (d[..., None] * self.times).exp() for d in (diagonal(weight), self.best)
+        )
+        return torch.diag_embed((2 * (curves - true_curves) * curves * self.times).mean(-1))
+
+    def arrived(self, weight: Tensor) -> Tensor:
+        return ((diagonal(weight) / self.best - 1).abs() <= 0.05).all(-1)
 
 
 def regressions(
-    n: int, count: int, start: str, target: str, generator: torch.Generator
+    n: int, count: int, generator: torch.Generator, start: Range | None, target: Range | None
 ) -> Regressions:
-    """Fresh ones; off the diagonal, starts and targets are those of a default-initialised layer."""
+    """Fresh ones between layers in their default initialisation, or with diagonals of these sizes.
+
+    Negative sizes are positive entries. What is default in the target has both signs.
+    """
     width = 1 / math.sqrt(n)
-    matrices = [(2 * torch.rand(count, n, n, generator=generator) - 1) * width for _ in range(2)]
-    for matrix, values in zip(matrices, (STARTS[start], TARGETS[target]), strict=True):
-        if values:
-            diagonal(matrix).copy_(-_spread(values, diagonal(matrix).shape, generator))
-    first, goal = matrices
+    first, goal = ((2 * torch.rand(count, n, n, generator=generator) - 1) * width for _ in range(2))
+    for matrix, sizes in ((first, start), (goal, target)):
+        if sizes:
+            diagonal(matrix).copy_(-spread(sizes, (count, n), generator))
     diagonal(first).copy_(-diagonal(first).abs())
-    if target == "as the start":
-        diagonal(goal).copy_(-diagonal(goal).abs())
     inputs = torch.randn(count, n, 4 * n, generator=generator)
     covariance = inputs @ inputs.mT / (4 * n)
-    return Regressions(first, goal, covariance, _best(goal, covariance))
+    size = diagonal(goal).square().mean(-1, keepdim=True).sqrt().expand(-1, n)
+    return Regressions(first, goal, covariance, _best(goal, covariance), 0.05 * size)
+
+
+def single_entries(targets: Sequence[float]) -> Regressions:
+    """Weights of one entry, over a grid of curvatures and of starts, near and far."""
+    curvatures = torch.logspace(math.log10(0.3), 1, 6)
+    grid = torch.cartesian_prod(curvatures, torch.tensor(targets), -torch.tensor([0.01, 0.1, 1.0]))
+    curvature, target, start = grid.T[..., None, None]
+    best = clamp_(diagonal(target).clone())
+    tolerance = 0.05 * torch.where(target < 0, target, start).abs()[..., 0]
+    return Regressions(start, target, curvature, best, tolerance)
+
+
+def fitted_rates(count: int, generator: torch.Generator) -> Rates:
+    """From 0.001 to 10, started up to ten times too high or too low."""
+    best = -spread((1e-3, 10.0), (count, 8), generator)
+    factors = 10 ** (2 * torch.rand(best.shape, generator=generator) - 1)
+    return Rates(torch.diag_embed(best * factors), best, torch.logspace(-3, 4, 30))
 
 
 def joined(parts: list[Regressions]) -> Regressions:
@@ -54,26 +96,11 @@ def joined(parts: list[Regressions]) -> Regressions:
     return Regressions(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-# The sizes of the diagonal entries; None is the default initialisation. All are negative, but
-# those of "half beyond", which have the signs of an initialisation, and of "beyond".
-STARTS: dict[str, Range | None] = {"default": None, "tiny": (1e-4, 1e-2), "large": (1.0, 10.0)}
-TARGETS: dict[str, Range | None] = {
-    "inside": (0.5, 1.5),
-    "as the start": None,
-    "half beyond": None,
-    "near zero": (1e-3, 1e-1),
-    "large": (5.0, 20.0),
-    "mixed": (1e-3, 10.0),
-    "beyond": (-0.5, -0.1),
-}
-
-
-def _spread(values: Range, shape: torch.Size, generator: torch.Generator) -> Tensor:
-    low, high = values
+def spread(sizes: Range, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Evenly, or by orders of magnitude where the sizes go over these."""
+    low, high = sizes
     drawn = torch.rand(shape, generator=generator)
-    if 0 < low < high / 5:
-        return low * (high / low) ** drawn
-    return low + (high - low) * drawn
+    return low * (high / low) ** drawn if 0 < low < high / 5 else low + (high - low) * drawn
 
 
 def _best(target: Tensor, covariance: Tensor) -> Tensor:
@@ -81,6 +108,6 @@ def _best(target: Tensor, covariance: Tensor) -> Tensor:
     step = 1 / torch.linalg.eigvalsh(covariance)[:, -1, None, None]
     weight = target.clone()
     for _ in range(1500):
-        diagonal(weight).clamp_(max=BOUNDARY)
+        clamp_(diagonal(weight))
         weight -= step * ((weight - target) @ covariance)
-    return diagonal(weight).clamp(max=BOUNDARY)
+    return clamp_(diagonal(weight))

@@ -6,38 +6,45 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tests.benchmarks._ways import WAYS
+from tests.benchmarks._ways import WAYS, diagonal
 
 
-def recurrent_error(way: str, optimizer: str, lr: float, budget: int, seed: int) -> Tensor:
-    """The error that is left after training."""
+def recurrent_errors(way: str, decay: float, lr: float, budget: int, seed: int) -> Tensor:
+    """What Adam leaves of the error, for each of four networks.
+
+    Args:
+        way: how to keep the diagonal of A negative.
+        decay: the other network's entries there are about minus this.
+        lr: the learning rate.
+        budget: how many steps.
+        seed: draws both networks.
+    """
     generator = torch.Generator().manual_seed(seed)
-    n, dt = 16, 0.1
+    networks, n, dt = 4, 16, 0.1
 
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator) / math.sqrt(n)
+    def draw(rows: int) -> Tensor:
+        return torch.randn(networks, rows, n, generator=generator) / math.sqrt(n)
 
-    inputs = draw(32, 15, n) * math.sqrt(n)
-    teacher = [draw(n, n) - torch.eye(n), draw(n, n), draw(n, n)]
-    student = [draw(n, n), draw(n, n), draw(n, n)]
-    student[0].diagonal().copy_(-student[0].diagonal().abs())
+    inputs = torch.randn(15, networks, 32, n, generator=generator)
+    a, *others = (draw(n) for _ in range(6))
+    teacher, student = (a - decay * torch.eye(n), *others[:2]), others[2:]
+    diagonal(student[0]).copy_(-diagonal(student[0]).abs())
 
     def states(a: Tensor, w: Tensor, b: Tensor) -> Iterator[Tensor]:
-        x = inputs.new_zeros(len(inputs), n)
-        for u in inputs.unbind(1):
-            x = x + dt * (x @ a.T + x.tanh() @ w.T + u @ b.T)
+        x = inputs.new_zeros(inputs.shape[1:])
+        for u in inputs:
+            x = x + dt * (x @ a.mT + x.tanh() @ w.mT + u @ b.mT)
             yield x
 
     target = torch.stack(list(states(*teacher)))
-    original = WAYS[way].start(student[0][None]).requires_grad_()
-    others = [part.requires_grad_() for part in student[1:]]
-    steps = getattr(torch.optim, optimizer)([original, *others], lr=lr)
+    model = WAYS[way].model(student[0])
+    rest = [part.requires_grad_() for part in student[1:]]
+    optimizer = torch.optim.Adam([*model.parameters(), *rest], lr=lr)
     for _ in range(budget):
-        steps.zero_grad()
-        found = torch.stack(list(states(WAYS[way].weight(original)[0], *others)))
-        loss = (found - target).square().mean()
-        loss.backward()
-        steps.step()
-        with torch.no_grad():
-            WAYS[way].after_step(original)
-    return loss.detach()
+        optimizer.zero_grad()
+        found = torch.stack(list(states(model.weight, *rest)))
+        errors = (found - target).square().mean((0, 2, 3))
+        errors.sum().backward()
+        optimizer.step()
+        WAYS[way].after_step(model)
+    return errors.detach()

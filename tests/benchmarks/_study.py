@@ -1,5 +1,6 @@
 """The tables of the study of maps."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -7,157 +8,225 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tests.benchmarks._problems import Regressions, joined, regressions
-from tests.benchmarks._recurrent import recurrent_error
-from tests.benchmarks._report import Table, tell
-from tests.benchmarks._steps import Comparison, optimizers, steps_to_stay
-from tests.benchmarks._ways import CLAMP, FREE, WAYS, diagonal, weights
+from tests.benchmarks._problems import fitted_rates, joined, regressions, single_entries
+from tests.benchmarks._recurrent import recurrent_errors
+from tests.benchmarks._report import Table
+from tests.benchmarks._steps import (
+    Score,
+    mean,
+    optimizers,
+    steps_at,
+    steps_to_stay,
+    there_and_back,
+)
+from tests.benchmarks._ways import CANDIDATES, CLAMP, RIVALS, WAYS
+
+SHARED = {
+    "SGD": (0.1, 0.5, 0.95),
+    "momentum": (0.1, 0.5),
+    "Adam": (0.01, 0.03, 0.1),
+    "AdamW": (0.01, 0.03, 0.1),
+    "RMSprop": (0.003, 0.01),
+    "Muon": (0.01, 0.03),
+}
+# Between diagonal entries of these sizes; None is the default initialisation.
+INSIDE = (0.5, 1.5)
+LAYERS = {"inside": (None, INSIDE), "default": (None, None)}
+KINDS = {
+    **LAYERS,
+    "beyond": (None, (-0.5, -0.1)),
+    "near zero": (None, (1e-3, 1e-1)),
+    "large": (None, (5.0, 20.0)),
+    "mixed": (None, (1e-3, 10.0)),
+    "tiny to inside": ((1e-4, 1e-2), INSIDE),
+    "large to inside": ((1.0, 10.0), INSIDE),
+}
+ENTRIES = {
+    "inside": (-2.0, -1.5, -1.0, -0.5, -0.25),
+    "on the boundary": (0.0,),
+    "beyond": (0.25, 0.5, 1.0, 1.5, 2.0),
+}
+UNIT = "In units of clamping by hand: geometric mean (share that never arrives)."
+RATES = f"{UNIT} SGD's and momentum's rates are in units of the largest at which SGD is stable."
 
 
 @dataclass(frozen=True)
 class Effort:
     """How much to measure."""
 
+    ways: Sequence[str] = tuple(WAYS)
     sizes: Sequence[int] = (8, 32)
-    seeds: int = 8
+    count: int = 16
     budget: int = 1500
+    settle: int = 3000
+    # Adam's rates, from which each way may choose its best
+    tried: Sequence[float] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
     force: int = 1000
-    recurrent: int = 150
-
-
-LAYERS = [("default", target) for target in ("inside", "as the start", "half beyond")]
-OTHERS = [
-    ("tiny", "inside"),
-    ("large", "inside"),
-    ("default", "near zero"),
-    ("default", "large"),
-    ("default", "mixed"),
-    ("default", "beyond"),
-]
+    recurrent: int = 300
 
 
 def default_layers(effort: Effort, seed: int) -> Table:
-    """The table that the default map is chosen by."""
-    table = Table(
-        "Steps of default-initialised Linear layers",
-        "In units of clamping after each step: geometric mean, worst.",
-    )
-    everything: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    for name, makes in optimizers().items():
-        tell(f"default layers, {name}")
+    """Every optimizer, all ways at the same learning rates."""
+    table = Table("Steps of default-initialised layers, all at the same learning rates", RATES)
+    for name in optimizers():
+        generator = torch.Generator().manual_seed(seed)
         # Muon trains one matrix after the other.
-        sizes, seeds = (effort.sizes[:1], 4) if name == "Muon" else (effort.sizes, effort.seeds)
-        steps = {way: [] for way in WAYS}
-        for n in sizes:
-            problems = _all(LAYERS, n, seeds, seed)
-            for way in WAYS:
-                steps[way] += [steps_to_stay(way, make, problems, effort.budget) for make in makes]
-        column = {way: torch.cat(found) for way, found in steps.items()}
-        table.put(name, _compared(column, effort.budget))
-        for way, found in column.items():
-            everything.setdefault(way, []).append((found, column[CLAMP]))
-    for way, pairs in everything.items():
-        found, others = (torch.cat(part) for part in zip(*pairs, strict=True))
-        table.put("all", {way: str(Comparison.of(found, others, effort.budget))})
-    return table
-
-
-def other_problems(effort: Effort, seed: int, optimizer: str) -> Table:
-    """Other starts and targets, one optimizer."""
-    table = Table(f"Steps from other starts to other targets, {optimizer}", "As above.")
-    makes = optimizers()[optimizer]
-    for start, target in OTHERS:
-        tell(f"{start} to {target}, {optimizer}")
-        problems = _all([(start, target)], effort.sizes[0], 2 * effort.seeds, seed)
+        sizes, count = (effort.sizes[:1], 6) if name == "Muon" else (effort.sizes, effort.count)
+        layers = [
+            joined([regressions(n, count, generator, *kind) for kind in LAYERS.values()])
+            for n in sizes
+        ]
         steps = {
-            way: torch.cat([steps_to_stay(way, make, problems, effort.budget) for make in makes])
-            for way in WAYS
+            way: torch.cat([
+                steps_at(way, name, SHARED[name], problems, effort.budget).flatten()
+                for problems in layers
+            ])
+            for way in effort.ways
         }
-        table.put(f"{start} to {target}", _compared(steps, effort.budget))
+        table.put(f"{name} {_listed(SHARED[name])}", _scores(steps, effort))
     return table
+
+
+def one_entry(effort: Effort) -> Table:
+    """Summed losses, which have any curvature, and steps up to the largest stable one."""
+    table = Table("Steps of weights of one entry, by the place of the optimum", UNIT)
+    sgd, adam = torch.optim.SGD, torch.optim.Adam
+    for place, targets in ENTRIES.items():
+        problems = single_entries(targets)
+        for label, make, those in (
+            ("SGD, lr=0.1", partial(sgd, lr=0.1), problems),
+            ("SGD, 0.95 of the largest lr", partial(sgd, lr=1.0), problems.scaled([0.95])),
+            ("Adam, lr=0.1", partial(adam, lr=0.1), problems),
+        ):
+            steps = {way: steps_to_stay(way, make, those, effort.budget) for way in effort.ways}
+            table.put(f"{place}, {label}", _scores(steps, effort))
+    return table
+
+
+def other_problems(effort: Effort, seed: int, optimizer: str) -> list[Table]:
+    """Other starts and targets: all ways at the same learning rates; with Adam, also at their best.
+
+    SGD's largest stable rate is among those of the first table.
+    """
+    is_adam, shared = optimizer == "Adam", SHARED[optimizer]
+    tried = effort.tried if is_adam else shared
+    generator = torch.Generator().manual_seed(seed)
+    problems = {
+        name: regressions(8, effort.count, generator, *kind) for name, kind in KINDS.items()
+    }
+    orders = fitted_rates(effort.count, generator)
+    steps: dict[str, dict[str, Tensor]] = {name: {} for name in problems}
+    for way in effort.ways:
+        found = steps_at(way, optimizer, tried, joined([*problems.values()]), effort.budget)
+        for name, part in zip(problems, found.chunk(len(problems), 1), strict=True):
+            steps[name][way] = part
+        if is_adam:
+            found = steps_at(way, optimizer, tried, orders, effort.budget)
+            steps.setdefault("rates 0.001 to 10", {})[way] = found
+    title = f"Steps from other starts to other targets, {optimizer}"
+    same = Table(f"{title}, all at the rates {_listed(shared)}", UNIT if is_adam else RATES)
+    best = Table(f"{title}, each at its best of {_listed(tried)}", UNIT)
+    at_best = partial(min, key=partial(mean, budget=effort.budget))
+    for name, column in steps.items():
+        kept = {way: found[[tried.index(rate) for rate in shared]] for way, found in column.items()}
+        same.put(name, _scores(kept, effort))
+        best.put(name, _scores({way: at_best(found) for way, found in column.items()}, effort))
+    return [same, best] if is_adam else [same]
 
 
 def stable_rates(effort: Effort, seed: int) -> Table:
-    """The largest learning rate of SGD that does not diverge."""
+    """Of small and large entries."""
     table = Table(
-        "Largest stable learning rate of SGD", "In units of the unconstrained weight's: median."
+        "The largest learning rate of SGD at which training stays at the optimum",
+        "In units of the largest one of an unconstrained weight, by the size of the entries.",
     )
-    rates = 1.15 ** torch.arange(-40, 20.0)
-    for target in ("inside", "large", "beyond"):
-        tell(f"stable rates, {target}")
-        problems = _all([("default", target)], effort.sizes[0], effort.seeds, seed)
-        largest = {way: _largest_rate(way, problems, rates) for way in WAYS}
-        table.put(target, {w: (r / largest[FREE]).median().item() for w, r in largest.items()})
+    sizes = (0.1, 1.0, 10.0)
+    for way in effort.ways:
+        for size, rate in zip(sizes, largest_rates(way, sizes, effort.settle, seed), strict=True):
+            table.put(str(size), {way: rate})
     return table
 
 
-def boundary(effort: Effort) -> Table:
+def largest_rates(way: str, sizes: Sequence[float], settle: int, seed: int) -> list[float]:
+    """For layers whose diagonal shall be of a size, and starts at half of that; 0 if there is none.
+
+    All entries have to be within 5 % of the optimum in the last tenth of all steps.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rates, few = [1.1**k for k in range(-75, 1)], 2
+    parts = []
+    for size in sizes:
+        part = regressions(8, few, generator, (size / 2, size / 2), (size, size))
+        parts.append(part.scaled([0.99 * rate for rate in rates]))
+    steps = steps_to_stay(way, partial(torch.optim.SGD, lr=1.0), joined(parts), settle)
+    stays = (steps <= 0.9 * settle).view(len(sizes), len(rates), few).all(-1)
+    return [_end_of_first_run(rates, row.tolist()) for row in stays]
+
+
+def _end_of_first_run(rates: Sequence[float], good: Sequence[bool]) -> float:
+    # Small rates may be too slow; what is good beyond a gap is luck.
+    end = 0.0
+    for rate, is_good in zip(rates, good, strict=True):
+        if is_good:
+            end = rate
+        elif end:
+            break
+    return end
+
+
+def way_back(effort: Effort) -> Table:
     """A constant force towards the boundary, which then turns."""
     table = Table(
-        f"Entries that start at -0.2, pushed upwards for {effort.force:,} steps, then downwards",
-        "How far below the boundary they are then (median), and the steps to come back.",
+        f"Steps back after {effort.force:,} steps of a constant force towards zero",
+        f"Learning rate 0.01; inf is more than {4 * effort.force:,}.",
     )
-
-    def force(weight: Tensor, step: int) -> Tensor:
-        return torch.eye(2).expand_as(weight) * (-1.0 if step < effort.force else 1.0)
-
-    start = -0.2 * torch.eye(2).expand(20, 2, 2)
-    for cls in (torch.optim.SGD, torch.optim.Adam, torch.optim.RMSprop):
-        tell(f"boundary, {cls.__name__}")
-        for way in WAYS:
-            if way == FREE:
-                continue
-
-            make = partial(cls, lr=0.01)
-            seen = torch.stack([
-                diagonal(w) for w in weights(WAYS[way], make, start, force, 4 * effort.force)
-            ])
-            near, after = seen[effort.force // 2 : effort.force], seen[effort.force :]
-            back = (after <= -0.2).all(-1).all(-1).nonzero()
-            steps = str(back[0].item()) if len(back) else f"more than {3 * effort.force}"
-            table.put(cls.__name__, {way: f"{-near.median().item():.0e}, back in {steps}"})
+    for name in ("SGD", "Adam", "RMSprop"):
+        make = optimizers()[name](0.01)
+        for way in effort.ways:
+            _, back = there_and_back(way, make, effort.force, 4 * effort.force)
+            table.put(name, {way: back if math.isinf(back) else int(back)})
     return table
 
 
 def recurrent_network(effort: Effort, seed: int) -> Table:
     """A continuous-time RNN learns another's trajectories."""
+    rates = (0.03, 0.1, 0.3)
     table = Table(
         "A continuous-time RNN of 16 units, dx = A x + W tanh(x) + B u, learns another's output",
-        f"Error after {effort.recurrent} steps, in units of clamping: geometric mean over seeds.",
+        f"Error after {effort.recurrent} steps of Adam, in units of clamping by hand: geometric "
+        f"mean of four networks, by the size of the entries of A; own best of {_listed(rates)}.",
     )
-    for name, lr in (("SGD", 0.3), ("Adam", 0.01)):
-        errors = {}
-        for way in WAYS:
-            tell(f"recurrent network, {name}, {way}")
-            errors[way] = torch.stack([
-                recurrent_error(way, name, lr, effort.recurrent, seed + k)
-                for k in range(min(effort.seeds, 3))
-            ])
-        ratios = {w: (e / errors[CLAMP]).log().mean().exp().item() for w, e in errors.items()}
-        table.put(f"{name}, lr {lr}", ratios)
+    for decay in (1.0, 10.0):
+        found = {}
+        for way in effort.ways:
+            errors = [recurrent_errors(way, decay, r, effort.recurrent, seed) for r in rates]
+            found[way] = torch.stack(errors).log().mean(1).exp()
+        for label, pick in ((f"{decay:g}, all at {rates[0]}", 0), (f"{decay:g}, own best", ...)):
+            cells = {way: errors[pick].min().item() for way, errors in found.items()}
+            table.put(label, {way: error / cells[CLAMP] for way, error in cells.items()})
     return table
 
 
-def _all(kinds: list[tuple[str, str]], n: int, count: int, seed: int) -> Regressions:
-    generator = torch.Generator().manual_seed(1000 * seed + n)
-    return joined([regressions(n, count, *kind, generator) for kind in kinds])
+def verdict(tables: Sequence[Table]) -> str:
+    """The columns that candidates win."""
+    lines = []
+    for name in CANDIDATES:
+        lines.append(f"- {name}:")
+        for table in tables:
+            for column in table.rows[name]:
+                best, *others = (float(table.rows[way][column]) for way in (name, *RIVALS))
+                if "rate of SGD" in table.title:  # the larger the better
+                    factor = best / max(others) if best else 0.0
+                else:
+                    factor = min(others) / best
+                if factor >= 1.5:
+                    lines.append(f"  - {table.title}: {column}, by {factor:.1f}")
+    return "\n".join(["### Columns that clamp, exp and softplus lose by 1.5 or more", "", *lines])
 
 
-def _compared(steps: dict[str, Tensor], budget: int) -> dict[str, str]:
-    return {way: str(Comparison.of(found, steps[CLAMP], budget)) for way, found in steps.items()}
+def _listed(rates: Sequence[float]) -> str:
+    return ", ".join(map(str, rates))
 
 
-def _largest_rate(way: str, problems: Regressions, rates: Tensor) -> Tensor:
-    """Of every problem. All rates are tried at once, as problems with steps of their own."""
-    many = Regressions(*(part.repeat_interleave(len(rates), 0) for part in problems))
-    rate = rates.repeat(len(problems.start))[:, None, None]
-
-    def gradient(weight: Tensor, step: int) -> Tensor:
-        return rate * many.gradient(weight)
-
-    make = partial(torch.optim.SGD, lr=1.0)
-    first, *_, last = map(many.loss, weights(WAYS[way], make, many.start, gradient, 300))
-    stays = last <= first
-    return torch.stack([
-        rates[: int(row.cumprod(0).sum())][-1] for row in stays.int().view(-1, len(rates))
-    ])
+def _scores(steps: dict[str, Tensor], effort: Effort) -> dict[str, Score]:
+    return {way: Score.of(found, steps[CLAMP], effort.budget) for way, found in steps.items()}

@@ -1,16 +1,15 @@
-"""Ways to keep a diagonal negative: the ready maps, what people do by hand, and a candidate."""
+"""Ways to keep a diagonal negative: the ready maps, what people do by hand, and candidates."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from negdiag_param import NegativeDiagonal
-from tests.benchmarks._rivals import MAPS
+from negdiag_param import NegativeDiagonal, register_negative_diagonal
 
-BOUNDARY = -1e-6  # where clamping stops
+Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
 class NegSquareplusDiagonal(NegativeDiagonal):
@@ -19,59 +18,88 @@ class NegSquareplusDiagonal(NegativeDiagonal):
     width = 0.05
 
     def map(self, x: Tensor) -> Tensor:
-        return -(x + (x * x + 4 * self.width**2).sqrt()) / 2
+        larger = (x.abs() + (x * x + 4 * self.width**2).sqrt()) / 2  # the root that adds
+        return torch.where(x > 0, -larger, -(self.width**2) / larger)
 
     def inverse(self, d: Tensor) -> Tensor:
         return self.width**2 / d - d
 
 
+class NegSmoothAbsDiagonal(NegativeDiagonal):
+    """``-|x| (|x| + s) / (|x| + delta)``, a candidate: its slope falls to ``s / delta`` at 0."""
+
+    delta, s = 0.05, 0.0005
+
+    def map(self, x: Tensor) -> Tensor:
+        return -x.abs() * (x.abs() + self.s) / (x.abs() + self.delta)
+
+    def inverse(self, d: Tensor) -> Tensor:
+        # a^2 - b a + d delta = 0 for a = -x; of the two forms of its root the one that adds
+        b = -d - self.s
+        larger = (b.abs() + (b * b - 4 * self.delta * d).sqrt()) / 2
+        return torch.where(b > 0, -larger, self.delta * d / larger)
+
+
+class Matrices(nn.Module):
+    """A weight, or a batch of them."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.clone())
+
+
 @dataclass(frozen=True)
 class Way:
-    """How a weight with a negative diagonal comes from what the optimizer trains."""
+    """A map, or what is done to the diagonal of a plain weight after each optimizer step."""
 
-    start: Callable[[Tensor], Tensor]
-    weight: Callable[[Tensor], Tensor]
-    after_step: Callable[[Tensor], object] = lambda original: None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    by_hand: Callable[[Tensor], object] | None = None
+
+    def model(self, start: Tensor) -> Matrices:
+        model = Matrices(start)
+        if self.options:
+            register_negative_diagonal(model, dims=(-2, -1), **self.options)
+        return model
+
+    def after_step(self, model: Matrices) -> None:
+        if self.by_hand:
+            self.by_hand(diagonal(model.weight.detach()))
 
 
 def diagonal(matrices: Tensor) -> Tensor:
     return matrices.diagonal(dim1=-2, dim2=-1)
 
 
-def _mapped(parametrization: NegativeDiagonal) -> Way:
-    return Way(parametrization.right_inverse, parametrization)
+def clamp_(entries: Tensor) -> Tensor:
+    """To the bound of the maps."""
+    return entries.clamp_(max=-torch.finfo(entries.dtype).tiny)
 
 
-def _by_hand(after_step: Callable[[Tensor], object]) -> Way:
-    return Way(Tensor.clone, lambda original: original, after_step)
+def flip_(entries: Tensor) -> Tensor:
+    return entries.copy_(-entries.abs())
 
 
-def _flip_(weight: Tensor) -> None:
-    diagonal(weight).copy_(-diagonal(weight).abs())
-
-
-CANDIDATES: dict[str, Callable[..., NegativeDiagonal]] = {
-    **MAPS,
-    "softplus, beta=10": partial(MAPS["softplus"], beta=10.0),
-    "squareplus (not in the package)": NegSquareplusDiagonal,
-}
-FREE, CLAMP = "unconstrained", "clamp after each step"
+CLAMP = "clamping by hand"
 WAYS = {
-    FREE: _by_hand(lambda weight: None),
-    CLAMP: _by_hand(lambda weight: diagonal(weight).clamp_(max=BOUNDARY)),
-    "flip in place": _by_hand(_flip_),
-    **{name: _mapped(made(dims=(-2, -1))) for name, made in CANDIDATES.items()},
+    CLAMP: Way(by_hand=clamp_),
+    "flipping by hand": Way(by_hand=flip_),
+    "clamp": Way({"map": "clamp"}),
+    "exp": Way({"map": "exp"}),
+    "softplus": Way({"map": "softplus"}),
+    "softplus, beta=10": Way({"map": "softplus", "beta": 10.0}),
+    "sign_flip": Way({"map": "sign_flip"}),
+    "square": Way({"map": "square"}),
+    "smooth_abs (not in the package)": Way({"map": NegSmoothAbsDiagonal}),
+    "squareplus (not in the package)": Way({"map": NegSquareplusDiagonal}),
 }
+CANDIDATES = [*WAYS][-3:]  # which have to win a column of the study that all of these lose
+RIVALS = ["clamp", "exp", "softplus", "softplus, beta=10"]
 
 
 def weights(
-    way: Way,
-    make: Callable[[list[Tensor]], torch.optim.Optimizer],
-    start: Tensor,
-    gradient: Callable[[Tensor, int], Tensor],
-    steps: int,
+    way: Way, make: Make, start: Tensor, gradient: Callable[[Tensor, int], Tensor], steps: int
 ) -> Iterator[Tensor]:
-    """Trains a batch of weights, each a parameter of its own, as Muon asks, where there are few.
+    """Trains a batch of weights.
 
     Args:
         way: how to keep them negative.
@@ -83,17 +111,12 @@ def weights(
     Yields:
         The weights at the start and after every step.
     """
-    whole = way.start(start)
-    parts = whole.unbind() if len(whole) < 16 else [whole]
-    originals = [part.clone().requires_grad_() for part in parts]
-    optimizer = make(originals)
+    model = way.model(start)
+    optimizer = make(list(model.parameters()))
     for step in range(steps + 1):
-        seen = [way.weight(original) for original in originals]
-        weight = torch.stack(seen) if len(seen) > 1 else seen[0]
+        weight = model.weight
         yield weight.detach().clone()  # by hand, the next step writes into it
         optimizer.zero_grad()
         weight.backward(gradient(weight.detach(), step))
         optimizer.step()
-        with torch.no_grad():
-            for original in originals:
-                way.after_step(original)
+        way.after_step(model)

@@ -1,19 +1,12 @@
-"""Files for the command line."""
+"""The comparisons that are published, made once."""
 
 import pytest
 
-HEADER = "year,prey,predator\n"
+from negdiag_param._demo.data import ALPHA_PINENE, HUDSON_BAY
+from negdiag_param._demo.fit import Comparison
 
 
-@pytest.fixture
-def written(tmp_path):
-    """Writes a CSV of the given rows, text or bytes, and returns its path."""
-
-    def write(content):
-        path = tmp_path / "data.csv"
-        if isinstance(content, list):
-            content = HEADER + "\n".join(content)
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return str(path)
-
-    return write
+@pytest.fixture(scope="session")
+def results():
+    kinds = ("forward", "midpoint")
+    return [Comparison(data, kind) for data in (ALPHA_PINENE, HUDSON_BAY) for kind in kinds]

@@ -1,8 +1,12 @@
-"""What fails at its second tensor leaves the first as it was."""
+"""What fails at its second tensor leaves the first, and all there is to the model, as it was."""
+
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from negdiag_param import (
     NegativeDiagonal,
@@ -19,49 +23,107 @@ class Moody(NegativeDiagonal):
 
     fails = False
 
-    def map(self, x):
+    def map(self, x: Tensor) -> Tensor:
         if self.fails:
             raise RuntimeError("moody")
         return -x.exp()
 
-    def inverse(self, d):
+    def inverse(self, d: Tensor) -> Tensor:
         return (-d).log()
 
 
-def model(map="exp"):
-    torch.manual_seed(0)
-    return register_negative_diagonal(
-        nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), "*.weight", map=map
-    )
+class Shallow(Moody):
+    """A map whose inverse fails for large entries only."""
+
+    def inverse(self, d: Tensor) -> Tensor:
+        return d if (d < -5).any() else super().inverse(d)
 
 
-def assert_alive(module, before):
-    for layer, weight in zip(module, before, strict=True):
-        assert type(layer).__name__ == "ParametrizedLinear"
-        assert torch.equal(layer.weight, weight)
-        layer(torch.ones(1, 3)).sum().backward()
-    assert list(module.state_dict()) == list(model().state_dict())
-    remove_negative_diagonal(module, "*.weight")
-    assert all(type(layer) is nn.Linear for layer in module)
+def model(first: float = -2.0, second: float = -2.0) -> nn.Sequential:
+    return nn.Sequential(linear(first), linear(second))
 
 
-def weights(module):
-    return [layer.weight.detach().clone() for layer in module]
+def after_a_chain() -> nn.Sequential:
+    made = model(-2.0, -14.0)
+    parametrize.register_parametrization(made[0], "weight", Half())
+    return made
 
 
-def test_removal_when_a_map_fails():
-    module = model(Moody)
-    before = weights(module)
-    module[1].parametrizations.weight[0].fails = True
-    with pytest.raises(RuntimeError, match="moody"):
-        remove_negative_diagonal(module, "*.weight")
-    module[1].parametrizations.weight[0].fails = False
-    assert_alive(module, before)
+def moody() -> nn.Sequential:
+    made = register_negative_diagonal(model(), "*.weight", map=Moody)
+    made[1].parametrizations.weight[0].fails = True
+    return made
+
+
+def initialising(module: nn.Module) -> None:
+    values = iter([-2.0, float("nan")])
+    init_(module, "*.weight", lambda tensor: tensor.fill_(next(values)))
+
+
+def registering(**options: Any) -> Callable[[nn.Module], object]:
+    return lambda module: register_negative_diagonal(module, "*.weight", **options)
+
+
+LEADS_BACK = r"1\.weight: .* does not lead back"
+CASES: dict[str, tuple[Callable, Callable, type[Exception], str]] = {
+    "registering NaN": (lambda: model(-2, torch.nan), registering(), ValueError, r"1\.weight: .*N"),
+    "registering with a wrong inverse": (
+        lambda: model(-2.0, -7.0),
+        registering(map=Shallow),
+        ValueError,
+        LEADS_BACK,
+    ),
+    "registering after a chain": (after_a_chain, registering(map=Shallow), ValueError, LEADS_BACK),
+    "registering what is registered": (
+        lambda: register_negative_diagonal(model(), "1.weight"),
+        registering(),
+        ValueError,
+        r"1\.weight: .*registered",
+    ),
+    "initialising": (
+        lambda: register_negative_diagonal(model(), "*.weight"),
+        initialising,
+        ValueError,
+        r"1\.weight: .* NaN",
+    ),
+    "removing": (
+        moody,
+        lambda module: remove_negative_diagonal(module, "*.weight"),
+        RuntimeError,
+        "moody",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_failure_at_the_second_tensor_changes_nothing(case):
+    make, call, error, message = CASES[case]
+    module = make()
+    before = state_of(module)
+    with pytest.raises(error, match=message):
+        call(module)
+    assert state_of(module) == before
+
+
+def test_a_failure_in_the_middle_of_registering_changes_nothing(monkeypatch):
+    module, calls, real = model(), [], torch.autograd.graph.increment_version
+    before = state_of(module)
+
+    def fails_late(tensor: Tensor) -> None:
+        calls.append(tensor)
+        if len(calls) == 2:
+            raise RuntimeError("no memory")
+        real(tensor)
+
+    monkeypatch.setattr(torch.autograd.graph, "increment_version", fails_late)
+    with pytest.raises(RuntimeError, match="no memory"):
+        register_negative_diagonal(module, "*.weight")
+    assert state_of(module) == before
 
 
 def test_removal_with_a_graph_that_is_alive_under_swapping():
-    module = model()
-    before = weights(module)
+    module = register_negative_diagonal(model(), "*.weight")
+    before = [layer.weight.detach().clone() for layer in module]
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
         output = module(torch.ones(1, 3))
@@ -69,40 +131,6 @@ def test_removal_with_a_graph_that_is_alive_under_swapping():
     finally:
         torch.__future__.set_swap_module_params_on_conversion(False)
     output.sum().backward()
-    assert all(type(layer) is nn.Linear for layer in module)
-    assert all(map(torch.equal, weights(module), before))
-
-
-def test_initialising():
-    module = model()
-    before = weights(module)
-    values = iter([-2.0, float("nan")])
-    with pytest.raises(ValueError, match=r"1\.weight: .* NaN"):
-        init_(module, "*.weight", lambda tensor: tensor.fill_(next(values)))
-    assert_alive(module, before)
-
-
-def test_registration():
-    class Shallow(Moody):
-        def inverse(self, d):
-            return d if (d < -5).any() else super().inverse(d)
-
-    module = nn.Sequential(linear(-2.0), linear(-7.0))
-    before = state_of(module)
-    with pytest.raises(ValueError, match=r"1\.weight: .* does not lead back"):
-        register_negative_diagonal(module, "*.weight", map=Shallow)
-    assert state_of(module) == before
-
-
-def test_registration_after_a_chain():
-    class WrongInverse(Moody):
-        def inverse(self, d):
-            return d
-
-    module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
-    nn.utils.parametrize.register_parametrization(module[0], "weight", Half())
-    before = weights(module)
-    with pytest.raises(ValueError, match="does not lead back"):
-        register_negative_diagonal(module, "*.weight", map=WrongInverse)
-    assert all(map(torch.equal, weights(module), before))
-    assert type(module[1]) is nn.Linear
+    for layer, weight in zip(module, before, strict=True):
+        assert type(layer) is nn.Linear
+        assert torch.equal(layer.weight, weight)

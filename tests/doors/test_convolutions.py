@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from negdiag_param import register_negative_diagonal
 from tests.support.asserts import assert_negative, assert_only_diagonal_differs
-from tests.support.tables import grouped
 
 
 def as_matrix(conv: nn.Module, channels: int, size: tuple[int, ...]) -> Tensor:
@@ -47,16 +46,6 @@ def test_a_laplacian_stencil_stays_representable():
     stencil = torch.tensor([[[[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]]])
     conv.weight = stencil
     torch.testing.assert_close(conv.weight.detach(), stencil)
-
-
-@pytest.mark.parametrize("groups", [1, 2, 4])
-def test_default_taps_of_a_grouped_convolution(groups):
-    torch.manual_seed(0)
-    conv = nn.Conv2d(4, 8, 3, groups=groups)
-    before = conv.weight.detach().clone()
-    register_negative_diagonal(conv)
-    assert_negative(grouped(groups)(conv.weight))
-    assert_only_diagonal_differs(conv.weight, before, grouped(groups))
 
 
 def test_groups_are_inferred_only_where_they_fit():

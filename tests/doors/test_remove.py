@@ -1,19 +1,25 @@
-"""Removing leaves a stock module with the last weight."""
+"""Removing leaves a stock module with the last weight, and nothing else is touched."""
 
 import copy
+import pickle
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
-from negdiag_param import (
-    negative_diagonals,
-    register_negative_diagonal,
-    remove_negative_diagonal,
-)
+from negdiag_param import register_negative_diagonal, remove_negative_diagonal
 from tests.support.asserts import assert_same_bits
 from tests.support.modules import Raw
-from tests.support.tables import every_layer_once_every_map_somewhere, every_map
+from tests.support.tables import every_layer_once_every_map_somewhere, every_map, grouped
+
+WAYS = {
+    "ours": remove_negative_diagonal,
+    "pytorch's": parametrize.remove_parametrizations,
+    "pytorch's, not baked": partial(parametrize.remove_parametrizations, leave_parametrized=False),
+}
+every_way = pytest.mark.parametrize("remove", WAYS.values(), ids=WAYS)
 
 
 @every_layer_once_every_map_somewhere()
@@ -33,32 +39,60 @@ def test_removal_leaves_a_stock_module_with_the_last_weight(layer, map):
     assert not module._load_state_dict_pre_hooks
 
 
-def test_removing_one_of_two_leaves_the_other_loading():
-    gru = nn.GRU(3, 3, 2)
-    register_negative_diagonal(gru, "weight_hh*")
-    remove_negative_diagonal(gru, "weight_hh_l0")
+@every_way
+def test_after_any_removal_nothing_of_ours_acts_and_another_map_can_come(remove):
+    layer = nn.Linear(3, 3)
+    for kind in ("exp", "softplus", "clamp"):
+        register_negative_diagonal(layer, map=kind, infeasible="reflect")
+        remove(layer, "weight")
+        assert type(layer) is nn.Linear
+        assert vars(layer).keys() == vars(nn.Linear(3, 3)).keys()
+        assert not layer._load_state_dict_pre_hooks
+        state = nn.Linear(3, 3).state_dict()
+        layer.load_state_dict(state, strict=True)
+        assert torch.equal(layer.weight, state["weight"])
+
+
+@every_way
+def test_one_of_two_tensors_of_one_of_two_modules_goes_alone(remove):
+    def gru() -> nn.GRU:
+        return register_negative_diagonal(nn.GRU(3, 3, 2), "weight_hh*", infeasible="reflect")
+
+    layer, other = gru(), gru()
+    kept = other.weight_hh_l0.clone()
+    remove(layer, "weight_hh_l0")
+    assert isinstance(layer.weight_hh_l0, nn.Parameter)
+    assert torch.equal(other.weight_hh_l0, kept)
+    other.weight_hh_l0 = 2 * kept
+    torch.testing.assert_close(other.weight_hh_l0, 2 * kept)
     state = nn.GRU(3, 3, 2).state_dict()
-    with pytest.warns(UserWarning, match="weight_hh_l1"):
-        gru.load_state_dict(state)
-    assert torch.equal(gru.weight_hh_l0, state["weight_hh_l0"])
-    diagonal = gru.weight_hh_l1.unflatten(0, (3, 3)).diagonal(dim1=1, dim2=2)
-    assert (diagonal < 0).all()
+    layer.load_state_dict(state, strict=True)
+    for each in (layer, pickle.loads(pickle.dumps(copy.deepcopy(layer)))):
+        assert torch.equal(each.weight_hh_l0, state["weight_hh_l0"])
+        assert isinstance(each.weight_hh_l0, nn.Parameter)
+        assert (grouped(3)(each.weight_hh_l1) < 0).all()
+    register_negative_diagonal(layer, "weight_hh_l0")
+    assert (grouped(3)(layer.weight_hh_l0) < 0).all()
+    for name in ("weight_hh_l0", "weight_hh_l1"):
+        remove(layer, name)
+    assert type(layer) is nn.GRU
+    for each in (layer, other):
+        each(torch.ones(1, 1, 3))[0].sum().backward()
 
 
 @every_map
-def test_raw_tensors_of_every_kind_together(map):
+def test_tensors_of_every_kind_come_and_go_together(map):
     module = Raw()
     stock = copy.deepcopy(module)
-    register_negative_diagonal(module, "square", map=map)
-    register_negative_diagonal(module, "batch", map=map, dims=(-2, -1))
-    register_negative_diagonal(module, "vector", map=map)
-    register_negative_diagonal(module, "constant", map=map)
-    assert [name for name, _ in negative_diagonals(module)] == list(module.parametrizations)
-    assert all((diagonal < 0).all() for _, diagonal in negative_diagonals(module))
+    names = ("square", "vector", "constant", "batch")
+    for name in names:
+        dims = {"dims": (-2, -1)} if name == "batch" else {}
+        register_negative_diagonal(module, name, map=map, **dims)
     assert not isinstance(module.parametrizations.constant.original, nn.Parameter)
+    assert "parametrizations.constant.original" in dict(module.named_buffers())
     x = torch.randn(2, 4)
     expected = module(x)
-    for name in ("constant", "vector", "batch", "square"):
+    for name in reversed(names):
         remove_negative_diagonal(module, name)
     assert type(module) is Raw
     assert list(module.state_dict()) == list(stock.state_dict())

@@ -1,33 +1,11 @@
-"""Tied tensors are refused, shared modules are one."""
+"""What is no second place of a tensor: registering is let pass. The others are bad input."""
 
 import pytest
 import torch
 from torch import nn
 
-from negdiag_param import negative_diagonals, register_negative_diagonal
-from tests.support.modules import transformer
-
-
-@pytest.mark.parametrize("name", ["head.weight", "embedding.weight", "*.weight"])
-def test_tied_tensors_are_refused_by_both_names(name):
-    model = transformer()
-    model["head"].weight = model["embedding"].weight
-    before = model["head"].weight.clone()
-    with pytest.raises(ValueError, match="tied") as error:
-        register_negative_diagonal(model, name)
-    assert "head.weight" in str(error.value)
-    assert "embedding.weight" in str(error.value)
-    assert torch.equal(model["head"].weight, before)
-    assert not list(negative_diagonals(model))
-    register_negative_diagonal(model, "encoder.*.linear1.weight")
-
-
-def test_a_tensor_tied_to_a_registered_one_is_refused():
-    model = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
-    register_negative_diagonal(model, "0.weight")
-    model[1].weight = model[0].parametrizations.weight.original
-    with pytest.raises(ValueError, match="tied"):
-        register_negative_diagonal(model, "1.weight")
+from negdiag_param import negative_diagonals, register_negative_diagonal, remove_negative_diagonal
+from tests.support.asserts import assert_negative
 
 
 @pytest.mark.parametrize("kind", [list, dict])
@@ -35,8 +13,7 @@ def test_a_container_that_holds_itself_is_no_trap(kind):
     layer = nn.Linear(4, 4)
     layer.kept = kind(enumerate("a"))
     layer.kept[0] = layer.kept
-    register_negative_diagonal(layer)
-    assert layer.weight.diagonal().max() < 0
+    assert_negative(register_negative_diagonal(layer).weight.diagonal())
 
 
 def test_one_module_under_two_names_is_not_tied():
@@ -46,3 +23,28 @@ def test_one_module_under_two_names_is_not_tied():
     assert [name for name, _ in negative_diagonals(model)] == ["0.weight"]
     model(torch.randn(2, 4)).sum().backward()
     assert layer.parametrizations.weight.original.grad.diagonal().count_nonzero()
+
+
+def test_a_wrapper_may_list_all_parameters_and_a_module_keep_other_tensors():
+    model = nn.Sequential(nn.Linear(3, 3))
+    model.to_be_reduced = list(model.parameters())
+    model[0].kept = [torch.ones(3, 3), model[0].weight.detach().clone()]
+    register_negative_diagonal(model, "0.weight")
+
+
+@pytest.mark.parametrize("recurrent", [nn.RNN, nn.GRU, nn.LSTM])
+def test_recurrent_layers_may_keep_the_list_that_they_have_by_themselves(recurrent):
+    layer = register_negative_diagonal(recurrent(3, 3), "weight_hh_l0")
+    layer(torch.ones(1, 1, 3))
+    remove_negative_diagonal(layer, "weight_hh_l0")
+    register_negative_diagonal(layer, "weight_hh_l0")
+
+
+@pytest.mark.integration("ncps")
+@pytest.mark.filterwarnings("ignore")
+def test_liquid_networks_keep_theirs_in_a_dict_and_are_refused():
+    from ncps.torch import LTC
+
+    network = LTC(4, 5)
+    with pytest.raises(ValueError, match=r"rnn_cell\.sigma: .* in self\._params\['sigma'\]"):
+        register_negative_diagonal(network, "rnn_cell.sigma")

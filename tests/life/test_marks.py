@@ -15,7 +15,7 @@ from negdiag_param import (
     register_negative_diagonal,
 )
 from tests.support.modules import LearnedScale, OwnSquareDiagonal
-from tests.support.tables import MAPS
+from tests.support.tables import MAPS, rows
 
 MARK = "parametrizations.weight.0._extra_state"
 
@@ -78,24 +78,20 @@ def layer(map, **options):
 
 
 @pytest.mark.parametrize(("one", "other"), PAIRS.values(), ids=PAIRS)
-def test_another_map_is_refused_both_ways(one, other):
+def test_the_same_map_is_taken_and_another_refused(one, other):
     for mine, theirs in ((one, other), (other, one)):
         target, source = layer(mine), init_(layer(theirs), "weight", nn.init.constant_, -2.5)
         before = target.weight.clone()
         with pytest.raises(RuntimeError, match=r"weight: expected a checkpoint of .* found one of"):
             target.load_state_dict(source.state_dict())
         assert torch.equal(target.weight, before)
+        target.weight.sum().backward()
+        # What the plain state says holds under any map.
         target.load_state_dict(plain_state_dict(source))
         torch.testing.assert_close(target.weight, source.weight)
-
-
-@pytest.mark.parametrize(("one", "other"), PAIRS.values(), ids=PAIRS)
-def test_the_same_map_is_taken(one, other):
-    for kind in (one, other):
-        source = init_(layer(copy.deepcopy(kind)), "weight", nn.init.constant_, -2.5)
-        target = layer(kind)
-        target.load_state_dict(source.state_dict())
-        assert torch.equal(target.weight, source.weight)
+        alike = layer(copy.deepcopy(theirs))
+        alike.load_state_dict(source.state_dict())
+        assert torch.equal(alike.weight, source.weight)
 
 
 @pytest.mark.parametrize(("mine", "theirs"), [((0, 1), (1, 2)), ((1, 2), ()), ((0, 2), (0, 1))])
@@ -109,12 +105,18 @@ def test_other_dims_are_refused(mine, theirs):
 
 
 def test_dims_that_say_nothing_new_are_the_same():
-    states = [
-        register_negative_diagonal(nn.Linear(3, 3), dims=dims).state_dict()
-        for dims in (None, (0, 1), (-2, -1))
-    ]
-    for state in states:
+    for dims in (None, (0, 1), (-2, -1)):
+        state = register_negative_diagonal(nn.Linear(3, 3), dims=dims).state_dict()
         register_negative_diagonal(nn.Linear(3, 3)).load_state_dict(state)
+
+
+def test_a_bare_class_marks_its_checkpoints_too():
+    bare, helped = nn.Linear(3, 3), layer("exp")
+    nn.utils.parametrize.register_parametrization(
+        bare, "weight", NegExpDiagonal(infeasible="reflect")
+    )
+    helped.load_state_dict(bare.state_dict())
+    assert torch.equal(helped.weight, bare.weight)
 
 
 def test_what_a_map_has_learnt_is_no_part_of_it():
@@ -138,9 +140,9 @@ ARITHMETIC = {
 }
 
 
-@pytest.mark.parametrize("map", [pytest.param(m, id=n) for n, m in MAPS.items()])
+@pytest.mark.parametrize("map", rows(MAPS, ("clamp", "transform")))
 @pytest.mark.parametrize("change", ARITHMETIC.values(), ids=ARITHMETIC)
-def test_it_survives_arithmetic(change, map):
+def test_a_mark_survives_arithmetic(change, map):
     torch.manual_seed(0)
     source = layer(map)
     state = {key: change(value) for key, value in source.state_dict().items()}
@@ -151,7 +153,7 @@ def test_it_survives_arithmetic(change, map):
             other.load_state_dict(state)
 
 
-def test_entries_have_norms():
+def test_marks_have_norms():
     assert all(value.norm().isfinite() for value in layer("exp").state_dict().values())
 
 

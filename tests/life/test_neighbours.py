@@ -1,77 +1,116 @@
-"""A negative diagonal beside other parametrizations of other tensors."""
+"""A negative diagonal beside other parametrizations, of the same tensor and of others."""
 
 import copy
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
-from negdiag_param import plain_state_dict, register_negative_diagonal, remove_negative_diagonal
+from negdiag_param import register_negative_diagonal, remove_negative_diagonal
+from tests.support.asserts import assert_negative, reflected
 from tests.support.modules import Half
+from tests.support.tables import LAYERS, every_map
 
 
-def test_another_tensor_of_a_pickle_has_its_own():
-    # weight_norm would leave a hook behind that does not pickle.
-    module = nn.LSTM(3, 4)
-    parametrize.register_parametrization(module, "weight_ih_l0", Half())
-    register_negative_diagonal(module, "weight_hh_l0")
-    replica = pickle.loads(pickle.dumps(module))
-    x = torch.randn(2, 1, 3)
-    expected = module(x)[0]
-    torch.testing.assert_close(replica(x)[0], expected)
-    with torch.no_grad():
-        for parameter in replica.parameters():
-            parameter.sub_(0.1)
-    torch.testing.assert_close(module(x)[0], expected)
+def halved(module: nn.Module, name: str = "weight") -> nn.Module:
+    return parametrize.register_parametrization(module, name, Half())
 
 
-def test_another_tensor_of_the_module_can_have_its_own():
-    module = nn.LSTM(3, 4)
-    parametrizations.weight_norm(module, "weight_ih_l0")
-    register_negative_diagonal(module, "weight_hh_l0")
-    x = torch.randn(2, 1, 3)
-    expected = module(x)[0]
+def normed(module: nn.Module, name: str = "weight") -> nn.Module:
+    """In two originals, with a hook that does not pickle."""
+    return parametrizations.weight_norm(module, name)
+
+
+every_other = pytest.mark.parametrize("other", [halved, normed])
+
+
+@every_map
+@every_other
+def test_ours_after_another_keeps_the_value_and_has_a_life(other, map):
+    torch.manual_seed(0)
+    stock = nn.Linear(4, 4)
+    module = other(copy.deepcopy(stock))
+    expected = reflected(LAYERS["linear"], module.weight)
+    register_negative_diagonal(module, map=map)
+    torch.testing.assert_close(module.weight, expected)
     replica = copy.deepcopy(module)
-    torch.testing.assert_close(replica(x)[0], expected)
+    assert torch.equal(replica.weight, module.weight)
+    if other is halved:
+        assert torch.equal(pickle.loads(pickle.dumps(module)).weight, module.weight)
+    module.weight = expected * 3
+    torch.testing.assert_close(module.weight, expected * 3)
+    (module.weight - 1).square().sum().backward()
     with torch.no_grad():
-        for parameter in replica.parameters():
-            parameter.sub_(0.1)
-    torch.testing.assert_close(module(x)[0], expected)
-    other = nn.LSTM(3, 4)
-    parametrizations.weight_norm(other, "weight_ih_l0")
-    register_negative_diagonal(other, "weight_hh_l0")
-    other.load_state_dict(module.state_dict())
-    torch.testing.assert_close(other(x)[0], expected)
+        for parameter in module.parametrizations.weight.parameters():
+            parameter.sub_(parameter.grad)
+    assert not module.weight.allclose(expected * 3)
+    assert_negative(module.weight.diagonal())
+    with parametrize.cached():
+        assert module.weight is module.weight
+    replica.load_state_dict(module.state_dict())
+    assert torch.equal(replica.weight, module.weight)
+    value = module.weight.detach().clone()
+    remove_negative_diagonal(module)
+    assert type(module) is nn.Linear
+    torch.testing.assert_close(module.weight.detach(), value)
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (5, 4), (3, 3), (3, 6)], ids=str)
+def test_a_weight_of_another_shape_is_refused_over_two_originals(shape):
+    layer = register_negative_diagonal(normed(nn.Linear(4, 3)), infeasible="reflect")
+    before = layer.state_dict()
+    with pytest.raises(ValueError, match=r"weight: expected originals of shapes .*\(3, 4\)"):
+        layer.weight = -torch.ones(shape)
+    torch.testing.assert_close(layer.state_dict(), before, rtol=0, atol=0)
+
+
+def test_another_after_ours_works_on_its_output():
+    module = register_negative_diagonal(nn.Linear(4, 4))
+    before = module.weight.clone()
+    halved(module)
+    torch.testing.assert_close(module.weight, before / 2)
+    module.weight = before
+    replica = copy.deepcopy(module)
+    parametrize.remove_parametrizations(module, "weight")
+    for each in (module, replica):
+        torch.testing.assert_close(each.weight, before)
+
+
+@pytest.mark.parametrize("ours_first", [False, True])
+@every_other
+def test_another_tensor_of_the_module_has_its_own(other: Callable, ours_first):
+    def made() -> nn.Module:
+        steps = [
+            lambda module: other(module, "weight_ih_l0"),
+            lambda module: register_negative_diagonal(module, "weight_hh_l0"),
+        ]
+        module = nn.LSTM(3, 4)
+        for step in reversed(steps) if ours_first else steps:
+            step(module)
+        return module
+
+    module, target, x = made(), made(), torch.randn(2, 1, 3)
+    expected = module(x)[0]
+    replicas = [copy.deepcopy(module)]
+    if other is halved:
+        replicas.append(pickle.loads(pickle.dumps(module)))
+    for replica in replicas:
+        torch.testing.assert_close(replica(x)[0], expected)
+        with torch.no_grad():
+            for parameter in replica.parameters():
+                parameter.sub_(0.1)
+        torch.testing.assert_close(module(x)[0], expected)
+    target.load_state_dict(module.state_dict())
+    torch.testing.assert_close(target(x)[0], expected)
     remove_negative_diagonal(module, "weight_hh_l0")
-    torch.testing.assert_close(module(x)[0], expected)
     assert parametrize.is_parametrized(module, "weight_ih_l0")
-    assert not parametrize.is_parametrized(module, "weight_hh_l0")
     parametrize.remove_parametrizations(module, "weight_ih_l0")
-    assert type(module) is nn.LSTM
-    torch.testing.assert_close(module(x)[0], expected)
-
-
-@pytest.mark.parametrize("order", [0, 1])
-def test_weight_norm_on_another_tensor_may_come_later(order):
-    module = nn.LSTM(3, 4)
-    register_negative_diagonal(module, "weight_hh_l0")
-    parametrizations.weight_norm(module, "weight_ih_l0")
-    x = torch.randn(2, 1, 3)
-    expected = module(x)[0]
-    replica = copy.deepcopy(module)
-    torch.testing.assert_close(replica(x)[0], expected)
-    names = ["weight_hh_l0", "weight_ih_l0"]
-    for name in names if order else reversed(names):
-        parametrize.remove_parametrizations(replica, name)
-    assert type(replica) is nn.LSTM
-    torch.testing.assert_close(module(x)[0], expected)
-
-
-def test_a_tensor_beside_it_does_not_hinder_the_plain_state():
-    module = nn.LSTM(3, 4)
-    parametrizations.weight_norm(module, "weight_ih_l0")
-    keys = list(module.state_dict())
-    register_negative_diagonal(module, "weight_hh_l0")
-    assert sorted(plain_state_dict(module)) == sorted(keys)
+    parametrize.remove_parametrizations(target, "weight_ih_l0")
+    assert parametrize.is_parametrized(target, "weight_hh_l0")
+    parametrize.remove_parametrizations(target, "weight_hh_l0")
+    for each in (module, target):
+        assert type(each) is nn.LSTM
+        torch.testing.assert_close(each(x)[0], expected)

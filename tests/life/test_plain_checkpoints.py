@@ -1,11 +1,13 @@
 """Checkpoints from before registration, and for after removal."""
 
 import copy
+import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.utils import parametrize
 
 from negdiag_param import plain_state_dict, register_negative_diagonal, remove_negative_diagonal
 from tests.support.asserts import assert_same_bits, assert_same_state
@@ -13,16 +15,20 @@ from tests.support.modules import Net, registered_net, stock_net
 from tests.support.tables import every_dtype, every_map
 
 
-@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("how", ["copied", "assigned", "assigned to meta"])
 @every_map
-def test_a_plain_checkpoint_loads(map, assign):
-    net = registered_net(map)
-    state = stock_net().state_dict()
+def test_a_plain_checkpoint_loads(map, how):
+    net, state = registered_net(map), stock_net().state_dict()
+    if how == "assigned to meta":
+        with torch.device("meta"):
+            net = Net()
+        for name in Net.registered:
+            register_negative_diagonal(net, name, map=map)
+        assert net.first.weight.is_meta
     keys = list(state)
-    result = net.load_state_dict(state, strict=True, assign=assign)
-    assert not result.missing_keys
-    assert not result.unexpected_keys
+    net.load_state_dict(state, strict=True, assign=how != "copied")
     assert list(state) == keys
+    assert not any(tensor.is_meta for tensor in (*net.parameters(), *net.buffers()))
     assert_same_state(net, stock_net())
 
 
@@ -30,15 +36,11 @@ def test_a_plain_checkpoint_loads(map, assign):
 def test_the_plain_state_is_that_of_the_stock_model(map):
     net = registered_net(map)
     plain, expected = plain_state_dict(net), stock_net().state_dict()
-    assert list(plain) == list(expected)
+    assert list(plain) == list(expected) == list(plain_state_dict(stock_net()))
     assert plain._metadata == expected._metadata
     other = stock_net(5)
     other.load_state_dict(plain, strict=True)
     assert_same_state(net, other)
-    baked = copy.deepcopy(net)
-    for name in Net.registered:
-        remove_negative_diagonal(baked, name)
-    assert list(baked.state_dict()) == list(plain)
 
 
 def test_the_plain_state_is_detached_and_of_its_own():
@@ -50,97 +52,14 @@ def test_the_plain_state_is_detached_and_of_its_own():
     assert torch.equal(net.first.weight, before)
 
 
-def test_the_plain_state_of_a_stock_model_is_its_state():
-    net = stock_net()
-    assert list(plain_state_dict(net)) == list(net.state_dict())
-
-
-def test_the_plain_state_keeps_shared_modules_under_both_names():
+def test_the_plain_state_keeps_what_is_beside_ours():
     layer = nn.Linear(3, 3)
-    model = nn.ModuleDict({"a": layer, "b": layer})
-    keys = list(model.state_dict())
-    register_negative_diagonal(model, "a.weight")
-    assert list(plain_state_dict(model)) == keys
-
-
-@every_dtype
-def test_a_checkpoint_of_another_float_dtype_loads(dtype):
-    net = registered_net()
-    net.load_state_dict({
-        k: v.to(dtype) if torch.is_tensor(v) and v.is_floating_point() else v
-        for k, v in stock_net().state_dict().items()
-    })
-    assert net.first.weight.dtype == torch.float32
-    assert_same_state(net, stock_net(), rtol=2e-2, atol=1e-3)
-    loaded = net.first.parametrizations.weight.original.clone()
-    net.first.weight = stock_net().first.weight.to(dtype).float()
-    assert_same_bits(net.first.parametrizations.weight.original, loaded)
-
-
-def test_assigning_keeps_the_dtype_of_the_checkpoint():
-    net = registered_net()
-    net.load_state_dict(stock_net().double().state_dict(), assign=True)
-    assert net.first.weight.dtype == torch.float64
-    assert_same_state(net, stock_net(), rtol=1e-6, atol=1e-7)
-
-
-@every_map
-def test_a_model_on_meta_takes_a_checkpoint(map):
-    with torch.device("meta"):
-        net = Net()
-    for name in Net.registered:
-        register_negative_diagonal(net, name, map=map)
-    assert net.first.weight.is_meta
-    net.load_state_dict(stock_net().state_dict(), assign=True)
-    assert not any(tensor.is_meta for tensor in (*net.parameters(), *net.buffers()))
-    assert_same_state(net, stock_net())
-
-
-@pytest.mark.parametrize("plain", [True, False])
-def test_safetensors(plain, tmp_path):
-    def tensors(state):
-        return {k: v for k, v in state.items() if k != "_extra_state"}
-
-    net, source = registered_net(), registered_net(seed=3)
-    state = plain_state_dict(source) if plain else source.state_dict()
-    save_file(tensors(state), tmp_path / "state.safetensors")
-    result = net.load_state_dict(load_file(tmp_path / "state.safetensors"), strict=False)
-    assert result.missing_keys == ["_extra_state"]
-    assert not result.unexpected_keys
-    net.seen = source.seen
-    assert_same_state(net, source)
-
-
-def test_nothing_stays_behind_after_removal():
-    net = registered_net()
-    for name in Net.registered:
-        remove_negative_diagonal(net, name)
-    for module in net.modules():
-        assert not module._load_state_dict_pre_hooks
-    net.load_state_dict(stock_net().state_dict(), strict=True)
-    net.load_state_dict(stock_net().state_dict(), strict=True, assign=True)
-
-
-def test_a_copy_loads_into_itself():
-    net = registered_net()
-    replica = copy.deepcopy(net)
-    before = plain_state_dict(net)
-    replica.load_state_dict(stock_net().state_dict())
-    assert_same_state(replica, stock_net())
-    assert all(
-        torch.equal(v, before[k]) for k, v in plain_state_dict(net).items() if torch.is_tensor(v)
-    )
-
-
-def test_what_inference_mode_has_loaded_or_removed_can_be_trained():
-    state = stock_net().state_dict()
-    loaded, removed = registered_net(), registered_net()
-    with torch.inference_mode():
-        loaded.load_state_dict(state, assign=True)
-        for name in Net.registered:
-            remove_negative_diagonal(removed, name)
-    for net in (loaded, removed):
-        assert not any(tensor.is_inference() for tensor in net.parameters())
+    shared = nn.ModuleDict({"a": layer, "b": layer})
+    neighbour = nn.utils.parametrizations.weight_norm(nn.LSTM(3, 4), "weight_ih_l0")
+    for model, name in ((shared, "a.weight"), (neighbour, "weight_hh_l0")):
+        keys = sorted(model.state_dict())
+        register_negative_diagonal(model, name)
+        assert sorted(plain_state_dict(model)) == keys
 
 
 def test_the_plain_state_knows_originals_that_a_wrapper_renames():
@@ -152,3 +71,105 @@ def test_the_plain_state_knows_originals_that_a_wrapper_renames():
     wrapper.inner = register_negative_diagonal(nn.Linear(3, 3))
     wrapper.register_state_dict_post_hook(without_inner)
     assert sorted(plain_state_dict(wrapper)) == ["bias", "weight"]
+
+
+def test_the_plain_state_has_the_tensors_of_a_module_before_those_of_its_submodules():
+    model = nn.Sequential(nn.Linear(3, 3))
+    model.weight = nn.Parameter(torch.ones(3, 3))
+    keys = list(model.state_dict())
+    register_negative_diagonal(model, "*weight")
+    assert list(plain_state_dict(model)) == keys == ["weight", "0.weight", "0.bias"]
+
+
+@every_dtype
+def test_a_checkpoint_of_another_float_dtype_loads(dtype):
+    net, state = registered_net(), stock_net().to(dtype).state_dict()
+    net.load_state_dict(state)
+    assert net.first.weight.dtype == torch.float32
+    assert_same_state(net, stock_net(), rtol=2e-2, atol=1e-3)
+    loaded = net.first.parametrizations.weight.original.clone()
+    net.first.weight = stock_net().first.weight.to(dtype).float()
+    assert_same_bits(net.first.parametrizations.weight.original, loaded)
+    net.load_state_dict(state, assign=True)
+    assert net.first.weight.dtype == dtype
+    assert_same_state(net.float(), stock_net(), rtol=2e-2, atol=1e-3)
+
+
+def test_what_inference_mode_has_loaded_or_removed_can_be_trained():
+    loaded, removed, state = registered_net(), registered_net(), stock_net().state_dict()
+    with torch.inference_mode():
+        loaded.load_state_dict(state, assign=True)
+        for name in Net.registered:
+            remove_negative_diagonal(removed, name)
+    for net in (loaded, removed):
+        assert not any(tensor.is_inference() for tensor in net.parameters())
+
+
+def test_keys_may_be_mixed():
+    net, source = registered_net(), registered_net(seed=3)
+    state = {key: value for key, value in source.state_dict().items() if "first" not in key}
+    plain = plain_state_dict(source)
+    net.load_state_dict(state | {k: v for k, v in plain.items() if "first" in k}, strict=True)
+    assert_same_state(net, source)
+
+
+def test_registered_keys_win_over_plain_ones_that_are_unexpected_then():
+    net, source = registered_net(), registered_net(seed=3)
+    state = source.state_dict()
+    state["first.weight"] = torch.zeros(4, 4)
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*first\.weight"):
+        copy.deepcopy(net).load_state_dict(state, strict=True)
+    result = net.load_state_dict(state, strict=False)
+    assert result.unexpected_keys == ["first.weight"]
+    assert_same_state(net, source)
+
+
+def test_a_missing_weight_is_missing():
+    net, state = registered_net(), stock_net().state_dict()
+    before = net.first.weight.clone()
+    del state["first.weight"]
+    with pytest.raises(RuntimeError, match=r"Missing key.*first\.parametrizations"):
+        net.load_state_dict(state)
+    result = net.load_state_dict(state, strict=False)
+    assert "first.parametrizations.weight.original" in result.missing_keys
+    assert torch.equal(net.first.weight, before)
+
+
+def test_a_checkpoint_without_the_mark_loads():
+    net, source = registered_net(), registered_net(seed=3)
+    state = {k: v for k, v in source.state_dict().items() if "0._extra_state" not in k}
+    with pytest.warns(UserWarning, match=r"expected a checkpoint that says which map.*NegExp"):
+        net.load_state_dict(state, strict=True)
+    assert_same_state(net, source)
+
+
+def test_a_plain_key_after_a_tensor_with_two_parametrizations_is_read():
+    rnn = register_negative_diagonal(nn.RNN(3, 3, num_layers=2), "weight_hh_l*")
+    parametrize.register_parametrization(rnn, "weight_hh_l0", nn.Identity())
+    plain = 2 * rnn.weight_hh_l1.detach()
+    state = {key: value for key, value in rnn.state_dict().items() if "weight_hh_l1" not in key}
+    rnn.load_state_dict(state | {"weight_hh_l1": plain}, strict=True)
+    torch.testing.assert_close(rnn.weight_hh_l1.detach(), plain)
+
+
+def with_buffer(persistent: bool) -> nn.Module:
+    made = nn.Module()
+    made.register_buffer("matrix", torch.randn(3, 3), persistent=persistent)
+    made.bias = nn.Parameter(torch.ones(3))
+    return made
+
+
+@pytest.mark.parametrize("via", [copy.copy, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_buffer_that_stays_out_of_checkpoints_stays_out_of_them(via: Callable):
+    found = via(register_negative_diagonal(with_buffer(False), "matrix", map="softplus"))
+    assert list(found.state_dict()) == list(plain_state_dict(found)) == ["bias"]
+    before = found.matrix.clone()
+    for source in (copy.deepcopy(found), with_buffer(False)):
+        found.load_state_dict(source.state_dict(), strict=True)
+        assert torch.equal(found.matrix, before)
+    remove_negative_diagonal(found, "matrix")
+    assert list(found.state_dict()) == ["bias"]
+    assert torch.equal(found.matrix, before)
+    persistent = register_negative_diagonal(with_buffer(True), "matrix")
+    assert "matrix" in plain_state_dict(persistent)
+    assert "parametrizations.matrix.original" in persistent.state_dict()

@@ -110,6 +110,10 @@ NOTES = {
     "_is_fsdp_managed_module",
     "_distribute_module_applied",
     "_is_exporting_flag",
+    "_apply",
+    "_get_tracing_state",
+    "_get_sequence_number_for_group",
+    "_pg_map",
 }
 FOUNDATIONS = {"_modules", "_parameters", "_buffers", "_C"}
 

@@ -7,12 +7,11 @@ import inspect
 import pickle
 import weakref
 
-import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from negdiag_param import register_negative_diagonal, remove_negative_diagonal
+from negdiag_param import register_negative_diagonal
 from tests.support.modules import Half
 
 
@@ -44,34 +43,6 @@ def test_it_goes_with_the_last_of_them():
     assert gone() is None
 
 
-@pytest.mark.parametrize(
-    "remove",
-    [
-        remove_negative_diagonal,
-        parametrize.remove_parametrizations,
-        lambda *target: parametrize.remove_parametrizations(*target, leave_parametrized=False),
-    ],
-    ids=["ours", "pytorch's", "pytorch's, not baked"],
-)
-def test_removing_from_one_leaves_the_others(remove):
-    layer, other = gru(), gru()
-    kept = other.weight_hh_l0.clone()
-    remove(layer, "weight_hh_l0")
-    assert isinstance(layer.weight_hh_l0, nn.Parameter)
-    assert "weight_hh_l0" in dict(layer.named_parameters())
-    assert torch.equal(other.weight_hh_l0, kept)
-    layer.weight_hh_l0 = nn.Parameter(torch.ones(9, 3))
-    assert (layer.weight_hh_l0 == 1).all()
-    other.weight_hh_l0 = 2 * kept
-    torch.testing.assert_close(other.weight_hh_l0, 2 * kept)
-    replica = pickle.loads(pickle.dumps(copy.deepcopy(layer)))
-    assert isinstance(replica.weight_hh_l0, nn.Parameter)
-    remove(layer, "weight_hh_l1")
-    assert type(layer) is nn.GRU
-    layer(torch.ones(1, 1, 3))[0].sum().backward()
-    other(torch.ones(1, 1, 3))[0].sum().backward()
-
-
 def test_another_parametrization_on_one_leaves_the_others():
     layer, other = linear(), linear()
     bias = other.bias
@@ -97,18 +68,6 @@ def test_a_metaclass_is_no_obstacle():
     parametrize.remove_parametrizations(layer, "weight")
     assert type(layer) is Abstract
     assert (other.weight.diagonal() < 0).all()
-
-
-def test_an_ensemble_is_stacked():
-    layers = [linear() for _ in range(3)]
-    x = torch.randn(2, 3)
-    parameters, buffers = torch.func.stack_module_state(layers)
-
-    def run(p, b):
-        return torch.func.functional_call(layers[0], (p, b), (x,))
-
-    found = torch.func.vmap(run)(parameters, buffers)
-    torch.testing.assert_close(found, torch.stack([layer(x) for layer in layers]))
 
 
 def test_every_attribute_can_be_looked_at():

@@ -34,7 +34,6 @@ class Variants(nn.Module):
 
 # The values, and what takes upstream gradients to those of the originals.
 Ran = tuple[Tensor, Callable[[Tensor], Tensor]]
-Form = Callable[[Variants], Ran]
 
 
 def run(model: Variants, call: Callable[[Tensor], Tensor], create_graph: bool = False) -> Ran:

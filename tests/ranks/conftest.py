@@ -1,19 +1,23 @@
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.ranks import forks
 
-if TYPE_CHECKING:
-    from tests.ranks.harness import Groups
-
 
 def pytest_configure(config: pytest.Config) -> None:
-    """While this process still imports, unless others run the tests or the slow ones are left."""
-    if config.getoption("dist", "no") == "no" and not config.option.markexpr:
+    """While this process still imports, unless there are several or the slow tests are left out."""
+    is_alone = config.getoption("dist", "no") == "no" and not hasattr(config, "workerinput")
+    if is_alone and not config.option.markexpr:
         for source in (forks.RANKS, forks.BARE):
             source.start()
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """One worker runs all of these, which share the ranks."""
+    # The harness ends what is stuck; the clock of the whole test is there in case that fails.
+    for mark in (pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.xdist_group("ranks")):
+        item.add_marker(mark)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -22,7 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def groups(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Groups]":
+def groups(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     """Process groups, which all tests share."""
     from tests.ranks.harness import Groups
 

@@ -67,9 +67,10 @@ def assert_parity(
     shape: tuple[int, ...],
     mesh: DeviceMesh,
     placements: Placements,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Bit for bit: value, gradient and inverse. The inverse alone asks the other ranks."""
-    x, grad = torch.randn(shape), torch.randn(shape)
+    x, grad = torch.randn(2, *shape).to(dtype)
     alone = x.clone().requires_grad_()
     weight = parametrization(alone)
     weight.backward(grad)
@@ -97,8 +98,7 @@ def assert_parity(
         (found_inverse, inverse),
         (shards.like(inverse, sharded), inverse),
     ):
-        assert ours.placements == placements
-        assert ours.shape == theirs.shape
+        assert (ours.placements, ours.shape, ours.dtype) == (placements, theirs.shape, dtype)
         if ours is not sharded.grad:  # of an empty shard, PyTorch reports other strides
             assert ours.stride() == theirs.stride()
         assert ours.to_local().equal(shard(theirs, mesh, placements).to_local()), (

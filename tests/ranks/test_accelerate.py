@@ -11,92 +11,72 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrizations import weight_norm
 
 from negdiag_param import init_, register_negative_diagonal, remove_negative_diagonal
-from tests.ranks.harness import CLOCK, on
-from tests.ranks.models import EVEN, assert_originals_feasible, batch, make, train, whole, world
+from tests.ranks.asserts import assert_originals_feasible, assert_trained_alike
+from tests.ranks.harness import on
+from tests.ranks.models import make, registered, train
 
 accelerate = pytest.importorskip("accelerate", "1.6")  # which knows FSDP2
-
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(CLOCK), pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.integration("accelerate")
 
 WRAPPED = {"ddp": DistributedDataParallel, "fsdp2": FSDPModule}
 
 
-def accelerator(kind: str, model: nn.Module, **options: object) -> accelerate.Accelerator:
-    """One of which other tests know nothing."""
+def prepared(
+    kind: str, model: nn.Module, **options: object
+) -> tuple[accelerate.Accelerator, nn.Module, torch.optim.Optimizer]:
+    """By an accelerator of which other tests know nothing."""
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
     found = accelerate.Accelerator(cpu=True)
     if kind == "fsdp2":
         # Accelerate leaves a CPU to DDP, unless it is told that it has decided already.
         for state in (accelerate.PartialState(), found.state):
             state.distributed_type = accelerate.DistributedType.FSDP
+        wrapped = {
+            "auto_wrap_policy": "transformer_based_wrap",
+            "transformer_cls_names_to_wrap": [type(model[0]).__name__],
+        }
         found.state.fsdp_plugin = accelerate.FullyShardedDataParallelPlugin(
-            fsdp_version=2,
-            **{
-                "auto_wrap_policy": "transformer_based_wrap",
-                "transformer_cls_names_to_wrap": [type(model[0]).__name__],
-                **options,
-            },
+            fsdp_version=2, **wrapped | options
         )
-    return found
-
-
-def prepared(
-    kind: str, model: nn.Module, **options: object
-) -> tuple[accelerate.Accelerator, nn.Module, torch.optim.Optimizer]:
-    found = accelerator(kind, model, **options)
     return found, *found.prepare(model, torch.optim.Adam(model.parameters(), lr=0.05))
 
 
-def step(
+def trained(
     found: accelerate.Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int
-) -> None:
-    """On this rank's rows, as Accelerate has it."""
-    x, y = (part.chunk(world().size())[world().get_local_rank()] for part in batch(EVEN))
-    for _ in range(steps):
-        optimizer.zero_grad()
-        found.backward((model(x) - y).square().mean())
-        optimizer.step()
-        assert_originals_feasible(model)
-
-
-def registered() -> nn.Sequential:
-    return register_negative_diagonal(make(EVEN), "*.weight")
-
-
-def assert_alike(model: nn.Module, alone: nn.Module) -> None:
-    for ours, theirs in zip(model.parameters(), alone.parameters(), strict=True):
-        torch.testing.assert_close(whole(ours), theirs.detach())
+) -> nn.Module:
+    train(model, split=True, steps=steps, optimizer=optimizer, backward=found.backward)
+    assert_originals_feasible(model)
+    return model
 
 
 @pytest.mark.parametrize("kind", WRAPPED)
 @on(2)
 def test_trains_and_resumes_as_one_process(kind: str, tmp_path: Path) -> None:
-    alone = registered()
+    alone = registered("clamp")
     train(alone, split=False, steps=4)
-    found, model, optimizer = prepared(kind, registered())
+    found, model, optimizer = prepared(kind, registered("clamp"))
     assert isinstance(model, WRAPPED[kind])
-    step(found, model, optimizer, 2)
+    trained(found, model, optimizer, 2)
     found.save_state(str(tmp_path))
     found.wait_for_everyone()
-    found, model, optimizer = prepared(kind, init_(registered(), "*.weight", nn.init.eye_))
+    other = init_(registered("clamp"), "*.weight", nn.init.eye_)
+    found, model, optimizer = prepared(kind, other)
     found.load_state(str(tmp_path))
-    step(found, model, optimizer, 2)
-    assert_alike(model, alone)
+    assert_trained_alike(trained(found, model, optimizer, 2), alone)
     state = found.get_state_dict(model)
     if state:  # fully_shard gathers it for the first rank only
-        registered().load_state_dict(state)
+        registered("clamp").load_state_dict(state)
 
 
 @on(2)
 def test_registers_and_removes_after_ddp_only() -> None:
-    alone = registered()
-    found, model, optimizer = prepared("ddp", make(EVEN))
+    alone = registered("clamp")
+    found, model, optimizer = prepared("ddp", make())
     register_negative_diagonal(model, "*.weight")
-    step(found, model, optimizer, 4)
     train(alone, split=False, steps=4)
-    assert_alike(model, alone)
+    assert_trained_alike(trained(found, model, optimizer, 4), alone)
     remove_negative_diagonal(model, "*.weight")
-    _, model, _ = prepared("fsdp2", make(EVEN))
+    _, model, _ = prepared("fsdp2", make())
     with pytest.raises(ValueError, match=r"0\.weight: expected a module that is not sharded yet"):
         register_negative_diagonal(model, "*.weight")
 
@@ -105,7 +85,7 @@ def test_registers_and_removes_after_ddp_only() -> None:
 @on(2)
 def test_efficient_loading_takes_no_state_but_parameters(what: str) -> None:
     """Neither buffers of the plain model nor our marks."""
-    model = registered() if what == "registered" else make(EVEN).append(nn.BatchNorm1d(EVEN))
+    model = registered() if what == "registered" else make().append(nn.BatchNorm1d(7))
     with pytest.raises(AttributeError, match="no attribute 'device_mesh'"):
         prepared("fsdp2", model, cpu_ram_efficient_loading=True)
 
@@ -114,6 +94,6 @@ def test_efficient_loading_takes_no_state_but_parameters(what: str) -> None:
 @on(2)
 def test_layers_are_not_wrapped_by_their_size(parametrize: Callable[..., nn.Module]) -> None:
     """Neither ours nor PyTorch's own: their size is that of a container without a forward."""
-    model = nn.Sequential(parametrize(nn.Linear(EVEN, EVEN), "weight"))
+    model = nn.Sequential(parametrize(nn.Linear(4, 4), "weight"))
     with pytest.raises(ValueError, match="fully_shard does not support containers"):
         prepared("fsdp2", model, auto_wrap_policy="size_based_wrap", min_num_params=1)

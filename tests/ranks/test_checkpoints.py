@@ -1,7 +1,7 @@
-"""Distributed checkpoints: written on two ranks, read on three and by a single process."""
+"""Checkpoints: of one kind read by another, on other numbers of ranks, plain ones, wrong ones."""
 
 import copy
-import warnings
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -16,159 +16,146 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_state_dict,
 )
-from torch.distributed.fsdp import fully_shard
 
 from negdiag_param import plain_state_dict, register_negative_diagonal
-from tests.ranks.harness import CLOCK, Groups, on
-from tests.ranks.models import (
-    assert_weights,
-    make,
-    registered,
-    sharded,
-    train_with,
-    weights,
-    whole,
-)
+from tests.ranks.asserts import assert_exactly, assert_trained_alike, plain
+from tests.ranks.harness import Groups, on
+from tests.ranks.kinds import FSDP1, KINDS, bare, build, every_kind, size, split_of
+from tests.ranks.models import EVEN, N, make, output, registered, scrambled, train
 from tests.support.versions import RESUMES
-
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(CLOCK)]
 
 FULL = StateDictOptions(full_state_dict=True)
 BROADCAST = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-REFUSAL = r"expected a checkpoint of softplus.*found one of exp"
+SIX = size("fsdp2_tp")  # whose shards are uneven
+REFUSAL = r"expected a checkpoint of clamp.*found one of softplus"
 
 
 @pytest.fixture(scope="module")
 def folder(groups: Groups, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoints")
-    if failure := groups.failure(write, 2, folder=folder):
+    folder = tmp_path_factory.mktemp("grid")
+    if failure := groups.failure(write, 4, folder=folder):
         pytest.fail(failure, pytrace=False)
     return folder
 
 
 def write(folder: Path) -> None:
-    """By a sharded registered model in the middle of its training, and by a stock one."""
-    model = sharded()
-    optimizer = adam(model)
-    train_with(optimizer, model, split=True, steps=3)
-    states = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
-    dcp.save(states, checkpoint_id=folder / "sharded")
-    full = get_model_state_dict(model, options=FULL)
-    plain = {key: whole(value) for key, value in plain_state_dict(model).items()}
-    stock = sharded(with_diagonal=False)
-    dcp.save({"model": stock.state_dict()}, checkpoint_id=folder / "stock")
-    saved = {"full": full, "plain": plain, "weights": weights(model)}
-    if dist.get_rank() == 0:
-        torch.save(saved, folder / "full.pt")
-    dist.barrier()
+    """By FSDP2 over tensor parallelism, in the middle of its training, and not registered."""
+    trained(build("fsdp2_tp"), "fsdp2_tp", folder / "registered")
+    dcp.save({"model": bare("fsdp2_tp").state_dict()}, checkpoint_id=folder / "stock")
 
 
-def adam(model: nn.Module) -> torch.optim.Adam:
-    return torch.optim.Adam(model.parameters(), lr=0.05)
+def trained(model: nn.Module, kind: str, to: Path, since: Path | None = None) -> None:
+    """Two steps, since a checkpoint if there is one."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
 
+    def states() -> dict[str, object]:
+        return dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
 
-def scrambled(map: str = "exp") -> nn.Sequential:
-    model = sharded(map=map)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.fill_(0.5)
-    return model
+    if since:
+        state = states()
+        dcp.load(state, checkpoint_id=since)
+        set_state_dict(
+            model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
+        )
+    train(model, split=kind and split_of(kind), steps=2, optimizer=optimizer)
+    dcp.save(states(), checkpoint_id=to)
 
 
 @RESUMES
-@on(3)
-def test_training_goes_on_from_a_sharded_checkpoint(folder: Path) -> None:
-    model = scrambled()
-    optimizer = adam(model)
-    states = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
-    dcp.load(states, checkpoint_id=folder / "sharded")
-    set_state_dict(
-        model,
-        optimizer,
-        model_state_dict=states["model"],
-        optim_state_dict=states["optimizer"],
-    )
-    assert_weights(model, torch.load(folder / "full.pt")["weights"])
-    alone = registered()
-    uninterrupted = adam(alone)
-    train_with(uninterrupted, alone, split=False, steps=3)
-    assert_weights(model, weights(alone), 1e-6)
-    train_with(uninterrupted, alone, split=False, steps=3)
-    train_with(optimizer, model, split=True, steps=3)
-    assert_weights(model, weights(alone), 1e-6)
+@pytest.mark.parametrize(
+    ("kind", "ranks"), [*((name, kind.ranks) for name, kind in KINDS.items()), ("fsdp2", 3)]
+)
+@on()
+def test_training_goes_on_under_every_other_kind(kind: str, folder: Path, tmp_path: Path) -> None:
+    model = build(kind, seed=1, n=SIX)
+    trained(model, kind, to=tmp_path, since=folder / "registered")
+    alone = registered("clamp", SIX)
+    train(alone, split=False, steps=4)
+    assert_trained_alike(model, alone)
+    again = build(kind, seed=2, n=SIX)
+    state = {"model": get_model_state_dict(again)}
+    dcp.load(state, checkpoint_id=tmp_path)
+    set_model_state_dict(again, state["model"])
+    assert_exactly(plain(again), plain(model))
 
 
-@pytest.mark.parametrize("options", [FULL, BROADCAST], ids=["each", "broadcast"])
-@on(3)
-def test_full_checkpoint_is_read(folder: Path, options: StateDictOptions) -> None:
-    saved, model = torch.load(folder / "full.pt"), scrambled()
-    set_model_state_dict(model, copy.copy(saved["full"]), options=options)
-    assert_weights(model, saved["weights"])
+@RESUMES
+@pytest.mark.filterwarnings("ignore")  # PyTorch remarks that there is no process group
+def test_training_goes_on_in_a_single_process(folder: Path, tmp_path: Path) -> None:
+    model, alone = register_negative_diagonal(make(SIX), "*.weight"), registered("clamp", SIX)
+    trained(model, "", to=tmp_path, since=folder / "registered")
+    train(alone, split=False, steps=4)
+    assert_trained_alike(model, alone)
 
 
-@on(3)
-def test_plain_checkpoint_is_read(folder: Path) -> None:
-    saved, model = torch.load(folder / "full.pt"), scrambled()
-    set_model_state_dict(model, copy.copy(saved["plain"]), options=FULL)
-    assert_weights(model, saved["weights"], 1e-6)
-    assert whole(model[0].bias).equal(saved["plain"]["0.bias"])
-
-    model = register_negative_diagonal(make(), "*.weight")
-    model.load_state_dict(saved["plain"])
-    fully_shard(model)
-    assert_weights(model, saved["weights"], 1e-6)
+def read_stock(model: nn.Module, folder: Path) -> None:
+    state = plain_state_dict(scrambled(model))
+    dcp.load({"model": state}, checkpoint_id=folder / "stock")
+    model.load_state_dict(state)
+    assert_trained_alike(model, registered("clamp", SIX))
 
 
-@on(3)
-def test_checkpoint_of_a_stock_model_is_read(folder: Path) -> None:
-    model = scrambled()
-    states = {"model": plain_state_dict(model)}
-    dcp.load(states, checkpoint_id=folder / "stock")
-    model.load_state_dict(states["model"])
-    assert_weights(model, weights(registered()), 1e-6)
+@pytest.mark.parametrize(("kind", "ranks"), [("fsdp2", 3), ("tp", 2), ("fsdp2_tp", 4)])
+@on()
+def test_a_checkpoint_of_a_stock_model_is_read(kind: str, folder: Path) -> None:
+    read_stock(build(kind, n=SIX, infeasible="reflect"), folder)
 
 
-@on(3)
-def test_checkpoint_of_another_map_is_refused(folder: Path) -> None:
-    saved, model = torch.load(folder / "full.pt"), scrambled("softplus")
-    before = weights(model)
+@pytest.mark.filterwarnings("ignore")
+def test_a_checkpoint_of_a_stock_model_is_read_by_a_single_process(folder: Path) -> None:
+    read_stock(registered("clamp", SIX, infeasible="reflect"), folder)
+
+
+@every_kind()
+@on()
+def test_full_checkpoints_both_ways(kind: str) -> None:
+    """Plain ones and registered ones, which every rank has read or the first alone."""
+    n = EVEN if "tp" in kind else N  # PyTorch distributes nothing over uneven strided shards
+    source = build(kind, n=n)
+    train(source, split=split_of(kind), steps=2)
+    values = plain(source)
+    stock = make(n)
+    stock.load_state_dict(values)
+    torch.testing.assert_close(output(stock), output(source))
+    if kind == "ddp":
+        target = build(kind, seed=2, n=n)
+        target.load_state_dict(plain_state_dict(source))
+        assert_exactly(plain(target), values)
+    if kind in FSDP1:
+        return
+    full = get_model_state_dict(source, options=FULL)
+    full = {key.removeprefix("module."): value for key, value in full.items()}
+    everybodys = [full]
+    dist.broadcast_object_list(everybodys)
+    alone = registered("clamp", n)
+    alone.load_state_dict(everybodys[0])
+    assert_exactly(plain(alone), values)
+    for state in (values, everybodys[0]):
+        for options in (FULL, BROADCAST, dataclasses.replace(BROADCAST, strict=False)):
+            target = build(kind, seed=1, n=n)
+            given = copy.copy(state) if options is FULL or dist.get_rank() == 0 else {}
+            set_model_state_dict(getattr(target, "module", target), given, options=options)
+            assert_exactly(plain(target), values)
+
+
+@every_kind()
+@on()
+def test_a_checkpoint_of_another_map_is_refused(kind: str, tmp_path: Path) -> None:
+    source, target = build(kind, map="softplus"), build(kind)
+    state, before = get_model_state_dict(source), output(target)
     with pytest.raises(RuntimeError, match=REFUSAL):
-        set_model_state_dict(model, copy.copy(saved["full"]), options=FULL)
-    assert_weights(model, before)
-    states = {"model": model.state_dict()}
-    dcp.load(states, checkpoint_id=folder / "sharded")
+        set_model_state_dict(target, state)
+    assert_exactly(output(target), before)
+    if kind in FSDP1:
+        return
+    dcp.save({"model": source.state_dict()}, checkpoint_id=tmp_path)
+    # The marks alone tell of it before anything is written, as README has it.
+    marks = {key: mark for key, mark in target.state_dict().items() if key.endswith("_extra_state")}
+    dcp.load({"model": marks}, checkpoint_id=tmp_path)
     with pytest.raises(RuntimeError, match=REFUSAL):
-        model.load_state_dict(states["model"])
-
-
-def test_full_checkpoint_is_read_by_a_single_process(folder: Path) -> None:
-    saved, model = torch.load(folder / "full.pt"), registered()
-    model.load_state_dict(saved["full"])
-    assert all(map(torch.equal, weights(model), saved["weights"]))
-    make().load_state_dict(saved["plain"])
-
-
-def test_sharded_checkpoint_is_read_by_a_single_process(folder: Path) -> None:
-    expected = torch.load(folder / "full.pt")["weights"]
-    for source, states_of in (("sharded", nn.Module.state_dict), ("stock", plain_state_dict)):
-        model = registered(infeasible="reflect")
-        states = states_of(model)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PyTorch remarks that there is no process group
-            dcp.load({"model": states}, checkpoint_id=folder / source)
-        model.load_state_dict(states)
-        if source == "stock":
-            expected = weights(registered())
-        for ours, theirs in zip(weights(model), expected, strict=True):
-            torch.testing.assert_close(ours, theirs)
-
-
-@on(3)
-def test_the_marks_alone_tell_of_another_map_before_anything_is_written(folder: Path) -> None:
-    model = scrambled("softplus")
-    before = weights(model)
-    marks = {key: mark for key, mark in model.state_dict().items() if key.endswith("_extra_state")}
-    dcp.load({"model": marks}, checkpoint_id=folder / "sharded")
+        target.load_state_dict(marks, strict=False)
+    assert_exactly(output(target), before)
+    state = target.state_dict()
+    dcp.load({"model": state}, checkpoint_id=tmp_path)
     with pytest.raises(RuntimeError, match=REFUSAL):
-        model.load_state_dict(marks, strict=False)
-    assert all(map(torch.equal, weights(model), before))
+        target.load_state_dict(state)

@@ -1,14 +1,13 @@
-"""A registered model that DistributedDataParallel replicates."""
+"""Replicas, by DistributedDataParallel or ``replicate``, after what people do to them."""
 
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed._composable import replicate
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from negdiag_param import (
@@ -18,50 +17,25 @@ from negdiag_param import (
     register_negative_diagonal,
     remove_negative_diagonal,
 )
-from tests.ranks.harness import CLOCK, on
-from tests.ranks.models import MAPS, N, assert_trained_alike, make, registered, train, train_with
+from tests.ranks.harness import on
+from tests.ranks.models import N, make, registered, train
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(CLOCK)]
-
-
-@pytest.mark.parametrize("map", MAPS)
-@on(2)
-def test_trains_as_one_process(map: str) -> None:
-    alone, model = registered(map), registered(map)
-    replicas = DistributedDataParallel(model)
-    train(alone, split=False)
-    train(replicas, split=True)
-    assert_trained_alike(model, alone)
-
-
-def change(name: str, replicas: nn.Module) -> None:
-    """What people do to a replicated model, on every rank."""
-    model = getattr(replicas, "module", replicas)
-    if name == "removed":
-        remove_negative_diagonal(replicas, "*.weight")
-    elif name == "removed from a layer":
-        remove_negative_diagonal(model[0])
-    elif name == "registered":
-        register_negative_diagonal(replicas, "*.weight")
-    elif name == "registered within":
-        register_negative_diagonal(model, "*.weight")
-    elif name == "registered on a layer":
-        register_negative_diagonal(model[2])
-    elif name == "removed and registered":
-        remove_negative_diagonal(model, "*.weight")
-        register_negative_diagonal(model, "*.weight", map="softplus")
-    elif name == "assigned":
-        model[0].weight = -2 * torch.ones(N, N)
-
-
-CHANGES = {
-    "removed": True,
-    "removed from a layer": True,
-    "removed and registered": True,
-    "assigned": True,
-    "registered": False,
-    "registered within": False,
-    "registered on a layer": False,
+# Whether the model is registered before, and what is done to the replicas, or to the model.
+CHANGES: dict[str, tuple[bool, Callable[[nn.Module, nn.Module], object]]] = {
+    "removed": (True, lambda replicas, _: remove_negative_diagonal(replicas, "*.weight")),
+    "removed within": (True, lambda _, model: remove_negative_diagonal(model, "*.weight")),
+    "removed from a layer": (True, lambda _, model: remove_negative_diagonal(model[0])),
+    "removed and registered": (
+        True,
+        lambda _, model: register_negative_diagonal(
+            remove_negative_diagonal(model, "*.weight"), "*.weight", map="softplus"
+        ),
+    ),
+    "assigned": (True, lambda _, model: setattr(model[0], "weight", -2 * torch.ones(N, N))),
+    "initialised": (True, lambda replicas, _: init_(replicas, "*0.weight", nn.init.ones_)),
+    "registered": (False, lambda replicas, _: register_negative_diagonal(replicas, "*.weight")),
+    "registered within": (False, lambda _, model: register_negative_diagonal(model, "*.weight")),
+    "registered on a layer": (False, lambda _, model: register_negative_diagonal(model[2])),
 }
 WRAP = {
     "ddp": DistributedDataParallel,
@@ -75,15 +49,16 @@ WRAP = {
 @on(2)
 def test_replicas_stay_in_step_after(name: str, wrap: str) -> None:
     """At least three steps after the change, as one process that went through the same."""
-    alone, model = (registered() if CHANGES[name] else make() for _ in range(2))
+    before, change = CHANGES[name]
+    alone, model = (registered() if before else make() for _ in range(2))
     replicas = WRAP[wrap](model)
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.02) for m in (alone, model)]
     for steps in (1, 3):
         if steps == 3:
-            change(name, alone)
-            change(name, replicas)
-        train_with(optimizers[0], alone, split=False, steps=steps)
-        train_with(optimizers[1], replicas, split=True, steps=steps)
+            change(alone, alone)
+            change(replicas, model)
+        train(alone, split=False, steps=steps, optimizer=optimizers[0])
+        train(replicas, split=True, steps=steps, optimizer=optimizers[1])
         for ours, theirs in zip(model.parameters(), alone.parameters(), strict=True):
             torch.testing.assert_close(ours, theirs)
     for parameter in model.parameters():
@@ -93,37 +68,14 @@ def test_replicas_stay_in_step_after(name: str, wrap: str) -> None:
 
 
 @on(2)
-def test_communicates_as_without() -> None:
-    def sent(model: nn.Module) -> list[torch.Size]:
-        """What a step reduces, bucket by bucket; DDP's collectives are below what counts others."""
-        replicas, buckets = DistributedDataParallel(model), []
-
-        def note(group: dist.ProcessGroup, bucket: dist.GradBucket) -> Future[Tensor]:
-            buckets.append(bucket.buffer().shape)
-            return allreduce_hook(group, bucket)
-
-        replicas.register_comm_hook(dist.group.WORLD, note)
-        train(replicas, split=True, steps=2)
-        return buckets
-
-    assert sent(registered()) == sent(make()) != []
-
-
-@on(2)
 def test_replicas_elsewhere_are_no_obstacle() -> None:
     container = nn.ModuleList([DistributedDataParallel(make()), make()])
     register_negative_diagonal(container, "1.*.weight")
 
 
 @on(2)
-def test_is_read_initialised_and_restored() -> None:
-    model = registered()
-    replicas = DistributedDataParallel(model)
+def test_names_are_those_of_the_wrapper() -> None:
+    replicas = DistributedDataParallel(registered())
     names = [name for name, _ in negative_diagonals(replicas)]
     assert names == ["module.0.weight", "module.2.weight"]
-    init_(replicas, "module.0.weight", nn.init.constant_, 0.5)
-    assert (model[0].weight.diagonal() - -0.5).abs().max() < 1e-6
     assert list(plain_state_dict(replicas)) == list(DistributedDataParallel(make()).state_dict())
-    remove_negative_diagonal(model, "*.weight")
-    assert type(model[0]) is nn.Linear
-    train(replicas, split=True, steps=1)

@@ -1,12 +1,12 @@
-"""Where the diagonal lies in a shard, for every shape, option and placement."""
+"""A shard of the result is the result, for every shape, option, placement, map and dtype."""
 
 import pytest
 import torch
 
-from tests.ranks.harness import CLOCK, on
+from negdiag_param import NegExpDiagonal
+from tests.ranks.harness import on
 from tests.ranks.layouts import CLASSES, along, assert_parity, layouts, mesh, shard
-
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(CLOCK)]
+from tests.support.versions import COMPILED_SHARDS
 
 # Shapes that are even, uneven, rectangular both ways and smaller than the number of ranks.
 CASES: list[tuple[tuple[int, ...], dict[str, object]]] = [
@@ -37,13 +37,22 @@ def test_shards_have_parity(shape: tuple[int, ...], options: dict[str, object]) 
         assert_parity(kind(infeasible="reflect", **options), shape, where, placements)
 
 
-@pytest.mark.parametrize(("margin", "dim"), [(0.0, 0), (0.7, 1)])
+@pytest.mark.parametrize(
+    ("margin", "dim", "dtype"),
+    [
+        (0.0, 0, torch.float32),
+        (0.7, 1, torch.float32),
+        (0.0, 0, torch.float16),
+        (0.0, 0, torch.bfloat16),
+        (0.0, 0, torch.float64),
+    ],
+)
 @on(3, 4)
-def test_every_map_has_parity(margin: float, dim: int) -> None:
+def test_every_map_and_dtype_has_parity(margin: float, dim: int, dtype: torch.dtype) -> None:
     where = mesh()
     for kind in CLASSES:
         parametrization = kind(margin=margin, infeasible="reflect")
-        assert_parity(parametrization, (8, 6), where, along(dim, where))
+        assert_parity(parametrization, (8, 6), where, along(dim, where), dtype)
 
 
 @on(2)
@@ -56,3 +65,31 @@ def test_the_gradients_of_a_sum_add_up() -> None:
             kind()(alone).sum().backward()
             kind()(sharded).to_local().sum().backward()
         assert sharded.grad.full_tensor().equal(alone.grad)
+
+
+@on(3)
+def test_second_derivatives_have_parity() -> None:
+    x, v = torch.randn(2, 7, 7, dtype=torch.float64)
+    results = []
+    for place in (lambda t: t, lambda t: shard(t, mesh(), along(0, mesh()))):
+        original = place(x).requires_grad_()
+        loss = (NegExpDiagonal()(original) * place(v)).square().sum()
+        (grad,) = torch.autograd.grad(loss, original, create_graph=True)
+        (second,) = torch.autograd.grad(grad.square().sum(), original)
+        results.append(second)
+    torch.testing.assert_close(results[1].full_tensor(), results[0])
+
+
+@COMPILED_SHARDS
+@on(2)
+def test_shards_with_several_lines_compile_in_one_graph() -> None:
+    x = shard(torch.randn(9, 4), mesh(), along(0, mesh()))
+    parametrization = NegExpDiagonal(blocks=3)
+    once = torch.compile(parametrization, fullgraph=True, backend="aot_eager")
+    results = []
+    for call in (parametrization, once):
+        original = x.clone().requires_grad_()
+        found = call(original)
+        found.sum().backward()
+        results.append([found.to_local(), original.grad.to_local()])
+    torch.testing.assert_close(*results)

@@ -1,40 +1,27 @@
 """Lightning around a model: Fabric, and the Trainer, with DDP and with ModelParallelStrategy."""
 
 import importlib
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor.parallel import parallelize_module
 
 from negdiag_param import register_negative_diagonal
-from tests.ranks.harness import CLOCK, on
-from tests.ranks.models import (
-    EVEN,
-    PLAN,
-    assert_originals_feasible,
-    batch,
-    make,
-    shard,
-    train,
-    whole,
-    world,
-)
+from tests.ranks.asserts import assert_originals_feasible, assert_trained_alike
+from tests.ranks.harness import on
+from tests.ranks.kinds import cut
+from tests.ranks.models import EVEN, batch, make, registered, scrambled, shard, train
 
-if importlib.util.find_spec("lightning") is None:  # importing it takes seconds, on the ranks alone
-    pytest.skip("lightning is not installed", allow_module_level=True)
-
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(CLOCK), pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.integration("lightning")  # which the ranks alone import: it takes seconds
 
 
 def parallelized(model: nn.Sequential, mesh: DeviceMesh) -> nn.Sequential:
     """What ModelParallelStrategy is given to do, in the order of README."""
     if mesh["tensor_parallel"].size() > 1:
-        parallelize_module(model, mesh["tensor_parallel"], PLAN)
+        cut(model, mesh["tensor_parallel"])
     register_negative_diagonal(model, "*.weight")
     if mesh["data_parallel"].size() > 1:
         shard(model, mesh=mesh["data_parallel"])
@@ -52,32 +39,11 @@ def options(kind: str, of: str) -> dict[str, Any]:
     return {"accelerator": "cpu", "devices": 2, "strategy": strategy}
 
 
-def rows(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """This rank's, if the data is split."""
-    rank, ranks = (0, 1) if kind == "tp" else (world().get_local_rank(), 2)
-    x, y = (part.chunk(ranks)[rank] for part in batch(EVEN))
-    return x, y
-
-
-def registered() -> nn.Sequential:
-    return register_negative_diagonal(make(EVEN), "*.weight")
-
-
-def trained(steps: int) -> nn.Sequential:
-    alone = registered()
-    train(alone, split=False, steps=steps)
-    return alone
-
-
-def fill(model: nn.Module) -> None:
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.fill_(0.5)
-
-
-def assert_alike(model: nn.Module, alone: nn.Module) -> None:
-    for ours, theirs in zip(model.parameters(), alone.parameters(), strict=True):
-        torch.testing.assert_close(whole(ours), theirs.detach())
+def assert_trained_for_four_steps(model: nn.Module) -> None:
+    alone = registered("clamp", EVEN)
+    train(alone, split=False, steps=4)
+    assert_originals_feasible(model)
+    assert_trained_alike(model, alone)
 
 
 @pytest.mark.parametrize("kind", ["ddp", "ddp, registered after", "fsdp2", "tp"])
@@ -87,28 +53,19 @@ def test_fabric_trains_and_resumes_as_one_process(kind: str, tmp_path: Path) -> 
     fabric.launch()
 
     def prepared() -> dict[str, Any]:
-        model = fabric.setup(registered() if kind == "ddp" else make(EVEN))
+        model = fabric.setup(registered("clamp", EVEN) if kind == "ddp" else make(EVEN))
         if kind == "ddp, registered after":
             register_negative_diagonal(model, "*.weight")
         optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
         return {"model": model, "optimizer": fabric.setup_optimizers(optimizer)}
 
-    def step(model: nn.Module, optimizer: Any) -> None:
-        x, y = rows(kind)
-        for _ in range(2):
-            optimizer.zero_grad()
-            fabric.backward((model(x) - y).square().mean())
-            optimizer.step()
-            assert_originals_feasible(model)
-
-    first = prepared()
-    step(**first)
+    first, second = prepared(), prepared()
+    train(**first, split=kind != "tp", steps=2, backward=fabric.backward)
     fabric.save(tmp_path / "checkpoint", first)
-    second = prepared()
-    fill(second["model"])
+    scrambled(second["model"])
     fabric.load(tmp_path / "checkpoint", second)
-    step(**second)
-    assert_alike(second["model"], trained(steps=4))
+    train(**second, split=kind != "tp", steps=2, backward=fabric.backward)
+    assert_trained_for_four_steps(second["model"])
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2", "tp"])
@@ -119,19 +76,16 @@ def test_the_trainer_trains_and_resumes_as_one_process(kind: str, tmp_path: Path
     class Module(lightning.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.model = registered() if kind == "ddp" else make(EVEN)
+            self.model = registered("clamp", EVEN) if kind == "ddp" else make(EVEN)
 
         def configure_model(self) -> None:
             if self.device_mesh is not None:
                 parallelized(self.model, self.device_mesh)
             if self.starts_elsewhere:
-                fill(self.model)
+                scrambled(self.model)
 
-        def training_step(self, batch: list[torch.Tensor]) -> torch.Tensor:
+        def training_step(self, batch: list[Tensor]) -> Tensor:
             return (self.model(batch[0]) - batch[1]).square().mean()
-
-        def on_train_batch_end(self, *_: object) -> None:
-            assert_originals_feasible(self.model)
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.Adam(self.parameters(), lr=0.05)
@@ -143,7 +97,7 @@ def test_the_trainer_trains_and_resumes_as_one_process(kind: str, tmp_path: Path
         trainer = lightning.Trainer(
             max_steps=steps, use_distributed_sampler=False, **silent, **options(kind, "pytorch")
         )
-        data = torch.utils.data.TensorDataset(*rows(kind))
+        data = torch.utils.data.TensorDataset(*batch(EVEN, split=kind != "tp"))
         module = Module()
         module.starts_elsewhere = checkpoint is not None
         trainer.fit(module, torch.utils.data.DataLoader(data, len(data)), ckpt_path=checkpoint)
@@ -152,4 +106,4 @@ def test_the_trainer_trains_and_resumes_as_one_process(kind: str, tmp_path: Path
     trainer, _ = fit(2)
     trainer.save_checkpoint(tmp_path / "checkpoint")
     _, module = fit(4, tmp_path / "checkpoint")
-    assert_alike(module, trained(steps=4))
+    assert_trained_for_four_steps(module.model)

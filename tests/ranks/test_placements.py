@@ -7,32 +7,11 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
-from torch.distributed.tensor.parallel import parallelize_module
 from torch.distributed.tensor.placement_types import _StridedShard
 
-from negdiag_param import (
-    NegExpDiagonal,
-    SignFlipDiagonal,
-    init_,
-    plain_state_dict,
-    register_negative_diagonal,
-)
-from tests.ranks.harness import CLOCK, on
-from tests.ranks.kinds import mesh as grid_of
+from negdiag_param import NegExpDiagonal, SignFlipDiagonal, register_negative_diagonal
+from tests.ranks.harness import on
 from tests.ranks.layouts import mesh
-from tests.ranks.models import (
-    PLAN,
-    assert_same_diagonals,
-    assert_same_weights,
-    assert_trained_alike,
-    make,
-    registered,
-    shard,
-    train,
-    whole,
-)
-
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(CLOCK)]
 
 
 @pytest.mark.parametrize(("shape", "blocks"), [((12, 12), 1), ((24, 6), 4), ((6, 6), 1)], ids=str)
@@ -68,27 +47,6 @@ def shard_strided(tensor: Tensor) -> DTensor:
         shape=tensor.shape,
         stride=tensor.stride(),
     )
-
-
-@on(4)
-def test_fully_shard_may_split_unevenly_what_tensor_parallelism_splits() -> None:
-    """Three rows on each rank, which are split by two."""
-    grid, n = grid_of("dp", "tp"), 6
-    alone, model = registered(n=n), parallelize_module(make(n), grid["tp"], PLAN)
-    register_negative_diagonal(model, "*.weight", map="exp")
-    shard(model, mesh=grid["dp"])
-    train(alone, split=False)
-    train(model, split=grid["dp"])
-    assert_trained_alike(model, alone)
-    for m in (alone, model):
-        init_(m, "*.weight", nn.init.eye_)
-        m[0].weight = 2 * whole(m[2].weight)
-    assert_same_weights(model, alone)
-    assert_same_diagonals(model, alone)
-    for (key, ours), theirs in zip(
-        plain_state_dict(model).items(), plain_state_dict(alone).values(), strict=True
-    ):
-        torch.testing.assert_close(whole(ours), theirs, msg=key)
 
 
 @on(2)

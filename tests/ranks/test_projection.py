@@ -5,17 +5,17 @@ from typing import ClassVar
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 
 from negdiag_param import register_negative_diagonal
-from tests.ranks.harness import CLOCK, on
-from tests.ranks.kinds import FSDP1, KINDS, every_kind, split_of
+from tests.ranks.asserts import assert_exactly, whole
+from tests.ranks.harness import on
+from tests.ranks.kinds import FSDP1, KINDS, every_kind, kinds, split_of
 from tests.ranks.layouts import Collectives
-from tests.ranks.models import EVEN, whole, world
-
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(CLOCK)]
+from tests.ranks.models import EVEN, share
 
 UP_AND_DOWN = (3.0,) * 3 + (-3.0,) * 4
 OPTIMIZERS = {
@@ -40,8 +40,7 @@ class Sum(nn.Sequential):
         return self[0](x) + self[1](x) + self[2](x)
 
 
-def plain() -> Sum:
-    """With feasible diagonals."""
+def feasible() -> Sum:
     torch.manual_seed(1)
     model = Sum(*(nn.Linear(EVEN, EVEN, bias=False) for _ in range(3)))
     for layer in model:
@@ -49,25 +48,32 @@ def plain() -> Sum:
     return model
 
 
-def registered(model: nn.Module, margin: float) -> nn.Module:
-    return register_negative_diagonal(model, "[02].weight", margin=margin)
+def wrapped(kind: str, margin: float) -> nn.Module:
+    return KINDS[kind].wrap(
+        feasible(), lambda model: register_negative_diagonal(model, "[02].weight", margin=margin)
+    )
 
 
-def clamp(model: Sum, margin: float) -> None:
+def clamp(model: Sum, margin: float) -> bool:
+    """By hand; whether that changed anything."""
     bound = -margin or -torch.finfo(torch.float32).tiny
+    diagonals = torch.stack([model[0].weight.diagonal(), model[2].weight.diagonal()])
     with torch.no_grad():
         for layer in (model[0], model[2]):
             layer.weight.diagonal().clamp_(max=bound)
+    return bool((diagonals > bound).any())
 
 
-def pull(model: nn.Module, target: float, split: object, squared: bool = True) -> None:
+def pull(model: nn.Module, target: float, split: bool | DeviceMesh, squared: bool = True) -> None:
     """Towards the target, with gradients that depend on the weights if squared."""
-    x, scale = torch.eye(EVEN), 1
-    if split:
-        mesh = world() if split is True else split
-        x, scale = x.chunk(mesh.size())[mesh.get_local_rank()], mesh.size()
-    output = model(x)
-    ((output - target).square() if squared else -target * output).sum().mul(scale).backward()
+    part, parts = share(split)
+    output = model(torch.eye(EVEN).chunk(parts)[part])
+    (parts * ((output - target).square() if squared else -target * output).sum()).backward()
+
+
+def states(optimizers: list[torch.optim.Optimizer]) -> list[dict[str, Tensor]]:
+    found = [state for optimizer in optimizers for state in optimizer.state.values()]
+    return [{key: whole(value) for key, value in state.items()} for state in found]
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.25])
@@ -77,8 +83,7 @@ def pull(model: nn.Module, target: float, split: object, squared: bool = True) -
 def test_trains_as_a_plain_layer_that_is_clamped_after_each_step(
     kind: str, way: str, margin: float
 ) -> None:
-    alone = plain()
-    model = KINDS[kind].wrap(plain(), lambda bare: registered(bare, margin))
+    alone, model = feasible(), wrapped(kind, margin)
     ours, theirs = list(model.parameters()), list(alone.parameters())
     optimizers, others = OPTIMIZERS[way](ours), OPTIMIZERS[way](theirs)
 
@@ -92,34 +97,24 @@ def test_trains_as_a_plain_layer_that_is_clamped_after_each_step(
     if in_backward:
         for parameter, optimizer in zip(ours, optimizers, strict=True):
             parameter.register_post_accumulate_grad_hook(lambda _, of=optimizer: step(of))
-    beyond = 0
+    went_beyond = []
     for target in UP_AND_DOWN:
         pull(model, target, split_of(kind))
-        for optimizer in () if in_backward else optimizers:
-            step(optimizer)
         pull(alone, target, split=False)
-        for optimizer in others:
-            optimizer.step()
-            optimizer.zero_grad()
-        before = [parameter.detach().clone() for parameter in theirs]
-        clamp(alone, margin)
-        beyond += not all(map(torch.equal, before, theirs))
-        for mine, plain_one in zip(ours, theirs, strict=True):
-            assert whole(mine).equal(plain_one)
-    assert 0 < beyond < len(UP_AND_DOWN)
-    for optimizer, other in zip(optimizers, others, strict=True):
-        for mine, plain_one in zip(ours, theirs, strict=True):
-            for key, value in other.state[plain_one].items():
-                assert whole(optimizer.state[mine][key]).equal(value), key
+        for optimizer in others if in_backward else [*optimizers, *others]:
+            step(optimizer)
+        went_beyond.append(clamp(alone, margin))
+        assert_exactly([whole(mine) for mine in ours], [other.detach() for other in theirs])
+    assert {*went_beyond} == {True, False}
+    assert_exactly(states(optimizers), states(others))
 
 
-@pytest.mark.parametrize("kind", FSDP1)
-@on(2)
+@kinds(*FSDP1)
+@on()
 def test_flat_pieces_are_left_alone_and_the_weight_is_clamped(kind: str) -> None:
-    alone = plain()
-    model = KINDS[kind].wrap(plain(), lambda bare: registered(bare, 0.25))
+    alone, model = feasible(), wrapped(kind, 0.25)
     both = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, alone)]
-    for target in UP_AND_DOWN[:-1]:
+    for target in UP_AND_DOWN[:4]:
         for m, optimizer, split in zip((model, alone), both, (True, False), strict=True):
             optimizer.zero_grad()
             pull(m, target, split, squared=False)
@@ -127,6 +122,6 @@ def test_flat_pieces_are_left_alone_and_the_weight_is_clamped(kind: str) -> None
     with FullyShardedDataParallel.summon_full_params(model):
         for i in (0, 2):
             assert model[i].parametrizations.weight.original.equal(alone[i].weight)
-        clamp(alone, 0.25)
+        assert clamp(alone, 0.25)
         for layer, other in zip(model, alone, strict=True):
             assert layer.weight.equal(other.weight)

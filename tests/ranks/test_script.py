@@ -4,13 +4,9 @@ import os
 import re
 from pathlib import Path
 
-import pytest
 from torch.distributed.run import main as torchrun
 
 from tests.ranks.forks import RANKS
-from tests.ranks.harness import CLOCK
-
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(CLOCK)]
 
 SCRIPT = Path(__file__).with_name("train_fsdp2.py")
 

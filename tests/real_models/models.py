@@ -97,5 +97,5 @@ def made(model: Model) -> nn.Module:
     return model.make()
 
 
-def retrofitted(model: Model, map="exp", **options) -> nn.Module:
+def retrofitted(model: Model, map="clamp", **options) -> nn.Module:
     return register_negative_diagonal(made(model), model.pattern, map=map, **options)

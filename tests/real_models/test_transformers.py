@@ -10,6 +10,7 @@ from tests.real_models.models import MODELS, gpt2, retrofitted, tokens
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.integration("transformers"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]
 

@@ -29,6 +29,8 @@ def state_of(module: nn.Module) -> dict[str, Any]:
         attributes = dict(vars(part))
         if isinstance(part, NegativeDiagonal):
             attributes["cache"] = None  # which may be dropped at any time
+        if "recent" in attributes:
+            attributes["recent"] = None  # references to caches
         found[path] = [Itself(part), type(part), part.training, *attributes]
         found |= {f"{path}.{key}": _seen(value) for key, value in attributes.items()}
     return found

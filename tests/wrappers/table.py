@@ -18,11 +18,6 @@ def fabric(model: nn.Module) -> nn.Module:
     return fabric.Fabric(accelerator="cpu", devices=1).setup(model)
 
 
-def lora(model: nn.Module) -> nn.Module:
-    peft = importlib.import_module("peft")
-    return peft.get_peft_model(model, peft.LoraConfig(target_modules=["unused"]))
-
-
 def checkpointed(model: nn.Module) -> nn.Module:
     name = "torch.distributed.algorithms._checkpoint.checkpoint_wrapper"
     return importlib.import_module(name).checkpoint_wrapper(model)

@@ -5,25 +5,26 @@ import multiprocessing
 import os
 import re
 import signal
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch.distributed as dist
 
 from tests.ranks.forks import Source
 from tests.ranks.harness import rank as child
-from tests.ranks.harness.watch import POLL, Limits, Watch
 
 Check = Callable[..., None]
+PATIENCE = 600.0  # seconds for a check, of which none takes two on an idle machine
+GRACE = 2.0  # seconds for the other ranks once it has failed on one
 ENOUGH = 10.0  # seconds for a process to end that is about to
 
 
-@dataclass
-class Rank:
+class Rank(NamedTuple):
     process: BaseProcess
     pipe: Connection
     stacks: Path
@@ -48,29 +49,29 @@ class Group:
             with contextlib.suppress(BrokenPipeError):  # who died has no outcome
                 rank.pipe.send(order)
 
-    def failure(self, what: str, limits: Limits) -> str:
+    def failure(self, what: str, patience: float = PATIENCE) -> str:
         """How ``what`` the ranks do now failed, or nothing once all of them have done it."""
-        watch = Watch(rank.process.pid for rank in self.ranks)
         outcomes: dict[int, str] = {}
-        verdict = ""
-        while len(outcomes) < len(self.ranks) and not verdict:
-            left = {rank.pipe: i for i, rank in enumerate(self.ranks) if i not in outcomes}
-            for pipe in wait(list(left), timeout=POLL):
-                outcomes[left[pipe]] = self.outcome(self.ranks[left[pipe]])
-                watch.got_on()
+        end = time.monotonic() + patience
+        while left := {rank.pipe: i for i, rank in enumerate(self.ranks) if i not in outcomes}:
+            ready = wait(list(left), timeout=max(end - time.monotonic(), 0))
+            if not ready:
+                break
+            outcomes |= {left[pipe]: self.outcome(self.ranks[left[pipe]]) for pipe in ready}
             if any(outcomes.values()):
-                limits = limits.after_failure()
-            verdict = watch.verdict(limits)
-        if len(outcomes) == len(self.ranks) and not any(outcomes.values()):
+                end = min(end, time.monotonic() + GRACE)
+        failed = [f"it failed on rank {i}" for i, text in outcomes.items() if text]
+        if not left and not failed:
             return ""
-        first = next((f"it failed on rank {i}" for i, text in outcomes.items() if text), verdict)
+        first = failed[0] if failed else f"it took longer than {patience:g} s"
         lines = [f"{what} on {len(self.ranks)} ranks: {first}"]
         for i, rank in enumerate(self.ranks):
-            if i not in outcomes:
-                used = f"after {watch.spent(rank.process.pid):.2f} s of processor time"
-                lines.append(f"rank {i} was still in it {used}, at\n{self.stopped(rank)}")
-            else:
+            if i in outcomes:
                 lines.append(f"rank {i}: {outcomes[i] or 'came to its end'}")
+            else:
+                os.kill(rank.process.pid, signal.SIGABRT)
+                rank.process.join(ENOUGH)
+                lines.append(f"rank {i} was still in it, at\n{stack(rank)}")
         self.kill()
         return "\n".join(lines)
 
@@ -80,12 +81,6 @@ class Group:
         except (EOFError, ConnectionResetError):
             rank.process.join(ENOUGH)
             return f"died with exit code {rank.process.exitcode}\n{stack(rank)}".strip()
-
-    def stopped(self, rank: Rank) -> str:
-        """Ends a rank, which says where it stood."""
-        os.kill(rank.process.pid, signal.SIGABRT)
-        rank.process.join(ENOUGH)
-        return stack(rank) or "a place it did not tell"
 
     def kill(self) -> None:
         for rank in self.ranks:
@@ -123,7 +118,7 @@ class Groups:
             pytest.fail(failure, pytrace=False)
 
     def failure(
-        self, check: Check, count: int, limits: Limits | None = None, **arguments: object
+        self, check: Check, count: int, patience: float = PATIENCE, **arguments: object
     ) -> str:
         """How ``check(**arguments)`` failed on that many ranks, or nothing."""
         group = self.groups.pop(count, None)
@@ -131,11 +126,11 @@ class Groups:
             folder = self.folder / str(count)
             folder.mkdir(exist_ok=True)
             group = Group(count, folder, self.source)
-            if failure := group.failure("the start", Limits()):
+            if failure := group.failure("the start"):
                 return failure
         group.send((check.__module__, check.__name__, arguments))
         try:
-            failure = group.failure(check.__name__, limits or Limits())
+            failure = group.failure(check.__name__, patience)
         except BaseException:  # the test is interrupted
             group.kill()
             raise
@@ -149,7 +144,7 @@ class Groups:
         while self.groups:
             _, group = self.groups.popitem()
             group.send(None)
-            failures.append(group.failure("leaving", Limits()))
+            failures.append(group.failure("leaving"))
             for rank in group.ranks:
                 rank.process.join(ENOUGH)
             group.kill()
