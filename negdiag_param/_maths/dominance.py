@@ -32,6 +32,7 @@ class Sizes(NamedTuple):
 
     up: Tensor  # rounded up: what the map's values are lowered by
     exact: Tensor  # nearly: what entries are judged by
+    finite: Tensor  # whether all that is summed is
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +86,8 @@ class Dominance:
         rest = weight.detach().abs()
         diagonal.view(rest).zero_()
         sizes, up = self.sums(rest, diagonal)
-        return Sizes(sizes * up, self.sums(rest.to(_exact(rest)), diagonal)[0])
+        missing, _ = self.sums((~rest.isfinite()).float(), diagonal)
+        return Sizes(sizes * up, self.sums(rest.to(_exact(rest)), diagonal)[0], missing == 0)
 
     def scaled(self, weight: Tensor, diagonal: Diagonal, limits: Limits) -> "Dominance":
         """Under the same scaling or, where that fails, one that makes the matrix dominant, if any.
@@ -276,7 +278,7 @@ def judge(entries: Tensor, sizes: Sizes, limits: Limits, diagonal: Diagonal, kin
         worst = excess.flatten()[place].item()
     return Verdict(
         entries.numel(),
-        int((~(entries.isfinite() & sizes.exact.isfinite())).sum()),
+        int((~(entries.isfinite() & sizes.finite)).sum()),
         int(failing.sum()),
         worst,
         kind,

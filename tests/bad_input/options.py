@@ -35,6 +35,7 @@ HUGE = 10**400
 ONE, HALF, BOTH = torch.tensor(3), torch.tensor(0.1), torch.tensor([0, 1])
 NUMBERS = {"text": "1", "none": None, "true": True}
 PAIR = "a tuple of two integers or ()"
+DOMINANCE = "one of ('rows', 'columns', 'scaled')"
 POLICIES = "one of ('warn', 'reflect', 'error')"
 OPTIONS: Values = {
     **of_option(
@@ -77,6 +78,8 @@ OPTIONS: Values = {
         named("an integer"),
     ),
     **of_option("blocks", {"none": 0, "negative": -1}, ValueError, shown("at least 1")),
+    **of_option("dominance", {"unknown": "row"}, ValueError, shown(DOMINANCE)),
+    **of_option("dominance", {"true": True, "list": ["rows"]}, TypeError, named(DOMINANCE)),
     **of_option("infeasible", {"unknown": "ignore"}, ValueError, shown(POLICIES)),
     **of_option("infeasible", {"none": None, "true": True}, TypeError, named(POLICIES)),
     **of_option(
@@ -134,6 +137,47 @@ UNFIT: Values = {
 }
 
 
+# Where there is no square matrix to be dominated: the layer, options, and what is said.
+NOT_SQUARE: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
+    "a wide matrix": (
+        lambda: nn.Linear(4, 3),
+        {},
+        "a square matrix for dominance='rows', got 3 rows and 4 columns; got shape (3, 4), "
+        "torch.float32",
+    ),
+    "the inputs of gates": (
+        lambda: nn.Linear(2, 6),
+        {"blocks": 2},
+        "a square matrix for dominance='rows', got 3 rows and 2 columns in each of 2 blocks; got "
+        "shape (6, 2), torch.float32",
+    ),
+    "a vector": (
+        lambda: nn.LayerNorm(3),
+        {},
+        "a matrix for dominance='rows', got a tensor of which every entry is diagonal; got shape "
+        "(3,), torch.float32",
+    ),
+    "all entries": (
+        lambda: nn.Linear(3, 3),
+        {"dims": ()},
+        f"a matrix for dominance='rows', got a tensor of which every entry is diagonal; got "
+        f"{MATRIX}",
+    ),
+    "all taps": (
+        lambda: nn.Conv1d(3, 3, 3),
+        {},
+        "taps='center' for dominance='rows' of a convolution, got taps='all', which is not the "
+        "diagonal of its matrix; shape (3, 3, 3), torch.float32",
+    ),
+    "more outputs than inputs": (
+        lambda: nn.Conv1d(4, 8, 3, groups=2),
+        {"taps": "center"},
+        "a square matrix for dominance='rows', got 4 rows and 2 columns in each of 2 blocks; got "
+        "shape (8, 2, 3), torch.float32",
+    ),
+}
+
+
 def registering(map: Any) -> Callable[[nn.Module, dict[str, Any]], nn.Module]:
     return lambda module, options: register_negative_diagonal(module, map=map, **options)
 
@@ -159,6 +203,20 @@ ROWS: Table = {
         "...__init__() got an unexpected keyword argument 'margins'...",
     ),
 }
+for label, (make, options, message) in NOT_SQUARE.items():
+    ROWS[f"{HELPER}: dominance of {label}"] = Bad(
+        make,
+        lambda module, o=options: register_negative_diagonal(module, dominance="rows", **o),
+        ValueError,
+        f"weight: expected {message}",
+    )
+ROWS["NegExpDiagonal: dominance of an unknown matrix"] = Bad(
+    lambda: NegExpDiagonal(dominance="rows"),
+    lambda made: made(torch.ones(3, 3, 3)),
+    ValueError,
+    "weight: expected taps='center' for a convolution, or dims for a batch of matrices, for "
+    "dominance='rows', got neither; got shape (3, 3, 3), torch.float32",
+)
 for name, cls in CLASSES.items():
     values = OPTIONS if cls is NegExpDiagonal else SAMPLE
     ROWS |= given(name, linear, making(cls), values)

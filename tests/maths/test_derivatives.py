@@ -35,6 +35,16 @@ CASES: dict[str, tuple[Callable[[], NegativeDiagonal], tuple[int, ...]]] = {
     "center": (partial(NegExpDiagonal, blocks=2, taps="center"), (4, 2, 3, 2)),
     "batch": (partial(NegExpDiagonal, dims=(-2, -1)), (2, 3, 3)),
     "vector": (NegExpDiagonal, (3,)),
+    "rows": (partial(NegExpDiagonal, dominance="rows"), (3, 3)),
+    "columns": (partial(NegExpDiagonal, dominance="columns"), (3, 3)),
+    "columns of blocks": (partial(NegExpDiagonal, dominance="columns", blocks=2), (6, 3)),
+    "rows of clamp": (partial(ClampDiagonal, dominance="rows"), (3, 3)),
+    "rows of a batch": (partial(NegExpDiagonal, dominance="rows", dims=(-1, -2)), (2, 3, 3)),
+    "rows around a center": (
+        partial(NegExpDiagonal, dominance="rows", blocks=2, taps="center"),
+        (4, 2, 3),
+    ),
+    "scaled": (partial(NegExpDiagonal, dominance="scaled"), (3, 3)),
 }
 
 

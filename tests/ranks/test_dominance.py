@@ -8,10 +8,8 @@ from torch.distributed.tensor import Replicate, Shard
 
 from negdiag_param import ClampDiagonal, NegExpDiagonal, negative_diagonals
 from negdiag_param import register_negative_diagonal as register
-from tests.ranks.harness import CLOCK, on
+from tests.ranks.harness import on
 from tests.ranks.layouts import Collectives, mesh, shard
-
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(CLOCK)]
 
 # Shapes, options, the dimension that is cut for each choice, and one that may not be.
 CASES = [
