@@ -212,7 +212,7 @@ for label, (make, options, message) in NOT_SQUARE.items():
     )
 ROWS["NegExpDiagonal: dominance of an unknown matrix"] = Bad(
     lambda: NegExpDiagonal(dominance="rows"),
-    lambda made: made(torch.ones(3, 3, 3)),
+    lambda made: made.right_inverse(torch.ones(3, 3, 3)),
     ValueError,
     "weight: expected taps='center' for a convolution, or dims for a batch of matrices, for "
     "dominance='rows', got neither; got shape (3, 3, 3), torch.float32",
