@@ -52,6 +52,7 @@ def check(tensor: object, diagonal: Diagonal, strict: StrictMap) -> None:
     shards.entries(tensor, diagonal)
 
 
+@torch.inference_mode(False)  # so that what is made can be trained later
 @torch.no_grad()
 def inverted(
     weight: Tensor, diagonal: Diagonal, strict: StrictMap, infeasible: Infeasible
