@@ -52,6 +52,7 @@ def check(tensor: object, diagonal: Diagonal, strict: StrictMap) -> None:
     shards.entries(tensor, diagonal)
 
 
+@torch.inference_mode(False)  # so that what is made can be trained later
 @torch.no_grad()
 def inverted(
     weight: Tensor, diagonal: Diagonal, strict: StrictMap, infeasible: Infeasible
@@ -80,10 +81,12 @@ def inverted(
     if misfit:
         raise misfit
     with _about(weight, f" on rank {failed}" if shards.is_sharded(weight) else ""):
-        warning = verdict.warning(strict.limits(weight.dtype), infeasible)
+        limits = strict.limits(weight.dtype)
+        warning = verdict.warning(limits, infeasible)
         if failed is not None:
             raise reason or ValueError("expected a diagonal that all ranks can invert, got none")
-    return original, f"{warning}, {summary(weight)}" if warning else None
+    changes = f"{warning}, {summary(weight)}; {verdict.changes(limits)}"
+    return original, changes if warning else None
 
 
 @contextmanager

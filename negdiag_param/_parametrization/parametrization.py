@@ -64,7 +64,8 @@ class NegativeDiagonal(ChecksCasts):
             None means 1, or what the helper infers.
         infeasible: what assigning a diagonal entry that is not below ``-margin`` does:
             ``"warn"`` reflects it, ``d -> -|d|``, and warns; ``"reflect"`` is silent; ``"error"``
-            raises. An entry that lands on or inside the boundary starts a little outside of it.
+            raises. An entry that lands on or inside the boundary is set to a value a little
+            outside of it, which the warning counts and names.
         cache_in_eval: in eval mode without gradients, compute the weight once and reuse it until
             the original changes. Writes through ``.data`` go unnoticed, hence off by default.
 
@@ -134,7 +135,7 @@ class NegativeDiagonal(ChecksCasts):
         with named(name):
             original, warning = inverted(weight, self.options.diagonal, self.strict, policy)
         if warning:
-            warn_user(f"{name}: {warning}; they are reflected, d -> -|d|")
+            warn_user(f"{name}: {warning}")
         if self.record.ndim is None:
             self.record = replace(self.record, ndim=original.ndim)
         return original
