@@ -32,6 +32,7 @@ TINY = overhead.Effort(
 
 
 @pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TFP's, of JAX
 def test_report(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(overhead, "QUICK", TINY)
@@ -53,6 +54,7 @@ def test_report(monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.integration
 def test_the_study_of_maps(monkeypatch, capsys):
     tiny = replace(training.QUICK, sizes=(4,), budget=20, settle=20, force=10)
     monkeypatch.setattr(training, "QUICK", tiny)

@@ -49,7 +49,8 @@ def register_negative_diagonal(
           channel to itself, per group. LSTM and GRU ``weight_hh*``: each gate's own diagonal.
 
     Initial value: the weight's own, with positive diagonal entries reflected, ``d -> -|d|``. An
-    entry on or inside the boundary, such as a zero, starts at ``-(margin + 1e-3)``.
+    entry for which ``-|d|`` is not below ``-margin``, such as a zero or, inside the margin, a
+    negative one, starts at ``-(margin + 1e-3)``.
 
     Args:
         module: the module that holds the tensor, itself or in a submodule.
@@ -75,8 +76,8 @@ def register_negative_diagonal(
             made before does not hold: give it
             ``optimizer.add_param_group({"params": module.parametrizations.weight[0].eta})``.
         infeasible: what a later assignment does with diagonal entries that are not below
-            ``-margin``: ``"warn"`` reflects and warns, ``"reflect"`` is silent, ``"error"``
-            raises, here as well.
+            ``-margin``: ``"warn"`` treats them as the initial value and says what became of
+            how many, ``"reflect"`` is silent, ``"error"`` raises, here as well.
         cache_in_eval: in eval mode without gradients, compute the weight once and reuse it until
             the original changes. Writes through ``.data`` go unnoticed.
         options: what else the map takes: ``beta`` of ``"softplus"`` (1.0).

@@ -277,13 +277,13 @@ def judge(entries: Tensor, sizes: Sizes, limits: Limits, diagonal: Diagonal, kin
         name += f" of matrix {', '.join(map(str, matrix))}" if matrix else ""
         worst = excess.flatten()[place].item()
     return Verdict(
-        entries.numel(),
-        int((~(entries.isfinite() & sizes.finite)).sum()),
-        int(failing.sum()),
-        worst,
-        kind,
-        name,
-        int((sizes.up - limits.bound > -limits.lowest).sum()),
+        entries=entries.numel(),
+        not_finite=int((~(entries.isfinite() & sizes.finite)).sum()),
+        infeasible=int(failing.sum()),
+        largest=worst,
+        dominance=kind,
+        name=name,
+        too_large=int((sizes.up - limits.bound > -limits.lowest).sum()),
     )
 
 

@@ -19,6 +19,7 @@ class Verdict:
     entries: int = 0
     not_finite: int = 0
     infeasible: int = 0
+    moved: int = 0  # of these, to just outside of the bound, since reflecting is not enough
     largest: float = -torch.inf
     dominance: str = ""
     name: str = ""  # of the row or column that fails by ``largest``
@@ -30,6 +31,7 @@ class Verdict:
             self.entries + other.entries,
             self.not_finite + other.not_finite,
             self.infeasible + other.infeasible,
+            self.moved + other.moved,
             worse.largest,
             self.dominance or other.dominance,
             worse.name,
@@ -37,7 +39,7 @@ class Verdict:
         )
 
     def warning(self, limits: Limits, infeasible: Infeasible) -> str | None:
-        """What to warn of before entries are reflected or lowered; raises what is refused."""
+        """What to warn of before entries are changed, if anything; raises what is refused."""
         lines = "columns" if self.dominance == "columns" else "rows"
         if self.not_finite:
             finite = f"finite {lines}" if self.dominance else "a finite diagonal"
@@ -63,6 +65,16 @@ class Verdict:
             raise ValueError(message)
         return message
 
+    def changes(self, limits: Limits) -> str:
+        """What becomes of the infeasible entries."""
+        if self.dominance:
+            return f"{self.infeasible} lowered as far as needed"
+        counts = {
+            "reflected, d -> -|d|": self.infeasible - self.moved,
+            f"set to {limits.inside:.6g}, as -|d| is not below {-limits.margin or 0:g}": self.moved,
+        }
+        return "; ".join(f"{count} {change}" for change, count in counts.items() if count)
+
     def _not_negative(self, limits: Limits) -> str:
         at_most = f"a diagonal of at most {-limits.margin}"
         wanted = at_most if limits.margin else "a negative diagonal"
@@ -74,10 +86,14 @@ class Verdict:
 
 def judge(entries: Tensor, limits: Limits) -> Verdict:
     """Counts what is not finite, and what is not at most ``-margin`` and below zero."""
-    not_finite = int((~entries.isfinite()).sum())
-    infeasible = int(_is_infeasible(entries, limits).sum())
-    largest = entries.max().item() if infeasible else -torch.inf
-    return Verdict(entries.numel(), not_finite, infeasible, largest)
+    infeasible = entries[_is_infeasible(entries, limits)]
+    return Verdict(
+        entries.numel(),
+        not_finite=int((~entries.isfinite()).sum()),
+        infeasible=infeasible.numel(),
+        moved=int((infeasible.abs().neg() >= limits.bound).sum()),
+        largest=infeasible.max().item() if infeasible.numel() else -torch.inf,
+    )
 
 
 def reflected(entries: Tensor, limits: Limits) -> Tensor:

@@ -58,6 +58,7 @@ def check(
     shards.parts(tensor, diagonal, dominance)
 
 
+@torch.inference_mode(False)  # so that what is made can be trained later
 @torch.no_grad()
 def inverted(
     weight: Tensor,
@@ -97,11 +98,13 @@ def inverted(
     if misfit:
         raise misfit
     with _about(weight, f" on rank {failed}" if shards.is_sharded(weight) else ""):
-        warning = verdict.warning(strict.limits(weight.dtype), infeasible)
+        limits = strict.limits(weight.dtype)
+        warning = verdict.warning(limits, infeasible)
         if failed is not None:
             raise reason or ValueError("expected a diagonal that all ranks can invert, got none")
+    changes = f"{warning}, {summary(weight)}; {verdict.changes(limits)}"
     eta = dominance.eta if dominance else None
-    return original, f"{warning}, {summary(weight)}" if warning else None, eta
+    return original, changes if warning else None, eta
 
 
 class _Held:

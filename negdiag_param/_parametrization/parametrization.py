@@ -74,7 +74,8 @@ class NegativeDiagonal(ChecksCasts):
             diagonal is the lowest finite one, and does not dominate.
         infeasible: what assigning a diagonal entry that is not below ``-margin`` does:
             ``"warn"`` reflects it, ``d -> -|d|``, and warns; ``"reflect"`` is silent; ``"error"``
-            raises. An entry that lands on or inside the boundary starts a little outside of it.
+            raises. An entry that lands on or inside the boundary is set to a value a little
+            outside of it, which the warning counts and names.
             With ``dominance``, entries are lowered as far as needed instead, and those nearer to
             the boundary than the rounding of the sums by so much, silently.
         cache_in_eval: in eval mode without gradients, compute the weight once and reuse it until
@@ -151,10 +152,7 @@ class NegativeDiagonal(ChecksCasts):
                 weight, self.options.diagonal, self.strict, policy, self._dominance
             )
         if warning:
-            remedy = "reflected, d -> -|d|"
-            if self.options.dominance:
-                remedy = "lowered as far as needed"
-            warn_user(f"{name}: {warning}; they are {remedy}")
+            warn_user(f"{name}: {warning}")
         if eta is not None:
             self._set_scaling(eta)
         if self.record.ndim is None:

@@ -111,14 +111,15 @@ class _Projections:
             with self._lock:
                 plan = _Plan([*map(id, parameters)], self._originals(parameters))
                 self._plans[optimizer] = plan
-        with torch.no_grad():
-            for place, found in plan.originals.items():
-                home = found()
-                if home is None or _original(found) is not parameters[place]:
-                    continue
-                original, first = parameters[place], cast(Any, own_modules(home).get("0"))
-                # Not what FullyShardedDataParallel leaves between forward passes, a flat piece.
-                if vars(first).get("homes") is not None and first.record.ndim == original.ndim:
+        for place, found in plan.originals.items():
+            home = found()
+            if home is None or _original(found) is not parameters[place]:
+                continue
+            original, first = parameters[place], cast(Any, own_modules(home).get("0"))
+            # Not what FullyShardedDataParallel leaves between forward passes, a flat piece.
+            if vars(first).get("homes") is not None and first.record.ndim == original.ndim:
+                # Casts leave such tensors, which optimizers write to outside of the mode as well.
+                with torch.inference_mode(original.is_inference()):
                     shards.project_(original, first.options.diagonal, first.strict)
 
     def _originals(self, parameters: list[Tensor]) -> dict[int, "ref[ParametrizationList]"]:

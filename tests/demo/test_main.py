@@ -12,8 +12,8 @@ from negdiag_param._demo import fit, plot
 CSV = "year,hare\n1,30\n2,47.2\n3,70.2\n4,77.4\n5,36.3\n6,20.6\n"
 
 
+@pytest.mark.integration("matplotlib")
 def test_a_file_of_ones_own_is_fitted_and_drawn(monkeypatch, capsys, tmp_path):
-    pytest.importorskip("matplotlib")
     monkeypatch.setattr(fit, "STEPS", 20)
     (tmp_path / "own.csv").write_text(CSV)
     options = ["--map", "exp", "--margin", "0.5", "--plot", str(tmp_path / "own.png")]
@@ -30,9 +30,9 @@ REFUSED = {
 }
 
 
+@pytest.mark.integration("matplotlib")
 @pytest.mark.parametrize(("arguments", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_done_is_refused_at_once(monkeypatch, capsys, arguments, message):
-    pytest.importorskip("matplotlib")
     if "pip install" in message:
         monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setattr(command, "Comparison", None)
@@ -65,8 +65,10 @@ def test_it_needs_no_matplotlib_and_warns_of_nothing(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.integration("matplotlib")
 def test_the_picture_shows_every_window_and_names_its_axes(results, monkeypatch):
-    figure = pytest.importorskip("matplotlib.figure")
+    from matplotlib import figure
+
     drawn = []
     monkeypatch.setattr(figure.Figure, "savefig", lambda self, *_, **__: drawn.extend(self.axes))
     plot.plot(results[1::2], "unused.png")

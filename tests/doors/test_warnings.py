@@ -29,6 +29,30 @@ def test_infeasible_values_are_reflected_with_a_warning_or_silently(put):
     torch.testing.assert_close(layer.weight.detach(), -torch.eye(2))
 
 
+CHANGES = {
+    (0.0, (2.0, 3.0)): "2 reflected, d -> -|d|",
+    (0.0, (2.0, 0.0)): "1 reflected, d -> -|d|; 1 set to -0.001, as -|d| is not below 0",
+    (0.0, (0.0, -0.2)): "1 set to -0.001, as -|d| is not below 0",
+    (0.5, (2.0, -0.2)): "1 reflected, d -> -|d|; 1 set to -0.501, as -|d| is not below -0.5",
+    (0.5, (0.4, -0.2)): "2 set to -0.501, as -|d| is not below -0.5",
+    (0.5, (0.5, -0.5)): "1 set to -0.501, as -|d| is not below -0.5",
+    (0.5, (2.0, -0.5)): "1 reflected, d -> -|d|",
+}
+
+
+@pytest.mark.parametrize(("margin", "entries"), CHANGES)
+def test_the_warning_says_what_became_of_how_many(margin, entries):
+    layer = register_negative_diagonal(nn.Linear(2, 2), margin=margin)
+    with pytest.warns(UserWarning, match="weight: expected") as record:
+        layer.weight = torch.diag(torch.tensor(entries))
+    assert str(record[0].message).endswith(f"torch.float32; {CHANGES[margin, entries]}")
+    found = layer.weight.diagonal().tolist()
+    for before, after in zip(entries, found, strict=True):
+        kept = before <= -margin and before < 0
+        expected = before if kept else -abs(before) if abs(before) > margin else -(margin + 1e-3)
+        assert after == pytest.approx(expected)
+
+
 NAME, BAD = "weight", torch.ones(3, 3)
 
 

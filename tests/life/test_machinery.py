@@ -4,6 +4,7 @@ import abc
 import copy
 import inspect
 import pickle
+from collections.abc import Callable, Iterator
 from unittest import mock
 
 import pytest
@@ -13,6 +14,7 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
 from negdiag_param import (
+    ClampDiagonal,
     NegExpDiagonal,
     init_,
     register_negative_diagonal,
@@ -365,3 +367,50 @@ def test_scripting_is_refused_however_it_was_registered():
     parametrize.register_parametrization(layer, "weight", NegExpDiagonal())
     with pytest.raises(TypeError, match=r"expected a module without a negative diagonal"):
         torch.jit.script(layer)
+
+
+@pytest.fixture(params=[False, True], ids=["data", "swap"])
+def swap(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Both ways in which PyTorch gives a parameter other data."""
+    torch.__future__.set_swap_module_params_on_conversion(request.param)
+    yield
+    torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+def bare(layer: nn.Module) -> None:
+    parametrize.register_parametrization(layer, "weight", ClampDiagonal())
+
+
+PLAIN = linear(-1.0).state_dict()
+IN_INFERENCE_MODE: dict[str, Callable[[nn.Module], object]] = {
+    "registered": lambda layer: register_negative_diagonal(remove_negative_diagonal(layer)),
+    "registered bare": lambda layer: bare(remove_negative_diagonal(layer)),
+    "removed": remove_negative_diagonal,
+    "assigned": lambda layer: setattr(layer, "weight", -torch.eye(3)),
+    "initialised": lambda layer: init_(layer, "weight", nn.init.ones_),
+    "reset": lambda layer: layer.reset_parameters(),
+    "loaded": lambda layer: layer.load_state_dict(PLAIN),
+    "loaded by assignment": lambda layer: layer.load_state_dict(PLAIN, assign=True),
+}
+
+
+@pytest.mark.usefixtures("swap")
+@pytest.mark.parametrize("how", IN_INFERENCE_MODE)
+def test_what_inference_mode_has_done_can_be_trained(how):
+    layer = register_negative_diagonal(linear(-1.0))
+    with torch.inference_mode():
+        IN_INFERENCE_MODE[how](layer)
+    assert not any(tensor.is_inference() for tensor in layer.parameters())
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    for _ in range(2):
+        layer(torch.ones(1, 3)).sum().neg().backward()
+        optimizer.step()
+
+
+def test_what_a_cast_in_inference_mode_leaves_is_projected():
+    layer = register_negative_diagonal(linear(-1.0))
+    with torch.inference_mode():
+        layer.double()
+    layer(torch.ones(1, 3, dtype=torch.float64)).sum().neg().backward()
+    torch.optim.SGD(layer.parameters(), lr=10.0).step()
+    assert_negative(layer.parametrizations.weight.original.diagonal())

@@ -95,16 +95,6 @@ def test_a_checkpoint_of_another_float_dtype_loads(dtype):
     assert_same_state(net.float(), stock_net(), rtol=2e-2, atol=1e-3)
 
 
-def test_what_inference_mode_has_loaded_or_removed_can_be_trained():
-    loaded, removed, state = registered_net(), registered_net(), stock_net().state_dict()
-    with torch.inference_mode():
-        loaded.load_state_dict(state, assign=True)
-        for name in Net.registered:
-            remove_negative_diagonal(removed, name)
-    for net in (loaded, removed):
-        assert not any(tensor.is_inference() for tensor in net.parameters())
-
-
 def test_keys_may_be_mixed():
     net, source = registered_net(), registered_net(seed=3)
     state = {key: value for key, value in source.state_dict().items() if "first" not in key}
