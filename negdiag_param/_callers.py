@@ -4,6 +4,7 @@ import inspect
 import warnings
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 _PASSED_BY = ("torch", "negdiag_param")
 # The modules in which functional_call, parallel styles and set_model_state_dict do their work.
@@ -34,6 +35,12 @@ def is_distributing() -> bool:
     """Whether ``distribute_module`` asks, with which every parallel style begins."""
     outside = (name for name, _ in _callers() if name.partition(".")[0] != "negdiag_param")
     return next(outside, "") == _DISTRIBUTES
+
+
+def canonical_state() -> dict[str, Any]:
+    """What ``set_model_state_dict`` loads, if it does; its names leave out those of wrappers."""
+    states = (frame.f_locals.get("state_dict") for name, frame in _callers() if name == _LOADS)
+    return next((state for state in states if isinstance(state, dict)), {})
 
 
 def is_broadcasting() -> bool:

@@ -7,12 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from negdiag_param._callers import warn_user
+from negdiag_param._callers import canonical_state, warn_user
 from negdiag_param._life import lookup
 from negdiag_param._life.assign import inverse, writes
 from negdiag_param._parametrization.invert import summary
 from negdiag_param._private import is_placeholder
 from negdiag_param._ranks import agreement, shards
+
+# Where DistributedDataParallel and torch.compile keep the model that they wrap.
+_WRAPPED = ("module", "_orig_mod")
 
 
 def translating(load: Callable[..., None]) -> Callable[..., None]:
@@ -55,6 +58,8 @@ def _translate(
         try:
             with agreement.together(originals, plain):
                 _check_real(*map(state_dict.get, keys))
+                if takes_plain and plain not in state_dict:
+                    _check_not_left_out(plain)
                 if not is_placeholder(state_dict.get(mark)) and mark in state_dict:
                     parametrization.set_extra_state(state_dict[mark])
                 elif plain in state_dict or not persistent:
@@ -107,6 +112,17 @@ def _is_redundant(
         return False
     with torch.no_grad():
         return torch.equal(parametrization(original), weight)
+
+
+def _check_not_left_out(plain: str) -> None:
+    """Refuses plain entries without the names of wrappers, which nobody would load."""
+    key = ".".join(part for part in plain.split(".") if part not in _WRAPPED)
+    if key != plain and key in canonical_state():
+        raise ValueError(
+            f"expected a checkpoint of the registered model, got {key}, which "
+            f"set_model_state_dict does not find in a wrapped model that is registered; give it "
+            f"the model within the wrapper, such as model.module"
+        )
 
 
 def _check_real(*values: object) -> None:

@@ -6,8 +6,9 @@ from functools import partial
 import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed._composable import replicate
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.nn.parallel import DistributedDataParallel
 
 from negdiag_param import (
@@ -17,6 +18,7 @@ from negdiag_param import (
     register_negative_diagonal,
     remove_negative_diagonal,
 )
+from tests.ranks.asserts import assert_exactly
 from tests.ranks.harness import on
 from tests.ranks.models import N, make, registered, train
 
@@ -79,3 +81,25 @@ def test_names_are_those_of_the_wrapper() -> None:
     names = [name for name, _ in negative_diagonals(replicas)]
     assert names == ["module.0.weight", "module.2.weight"]
     assert list(plain_state_dict(replicas)) == list(DistributedDataParallel(make()).state_dict())
+
+
+@on(1)
+def test_a_plain_checkpoint_that_a_wrapper_hides_is_not_left_out_in_silence() -> None:
+    plain = make().state_dict()
+    for wrap in (DistributedDataParallel, torch.compile):
+        for options in ({}, {"full_state_dict": True}):
+            model = registered()
+            before = contents(model)
+            for strict in (True, False):
+                found = StateDictOptions(strict=strict, **options)
+                message = "0.weight: expected a checkpoint of the registered model, got 0.weight"
+                message = "Missing key" if strict else message
+                with pytest.raises(RuntimeError, match=message):
+                    set_model_state_dict(wrap(model), dict(plain), options=found)
+            assert_exactly(contents(model), before)
+            set_model_state_dict(wrap(model), registered().state_dict())
+            set_model_state_dict(model, dict(plain), options=StateDictOptions(**options))
+
+
+def contents(model: nn.Module) -> list[Tensor]:
+    return [layer.weight.detach().clone() for layer in (model[0], model[2])]
