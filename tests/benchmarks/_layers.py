@@ -73,7 +73,9 @@ def eval_ratios(layer: Layer, meter: Meter, compiled: bool) -> dict[str, Ratio]:
     bare.eval()
     ours = _registered(bare)
     removed = remove_negative_diagonal(_registered(bare))
+    stock = _with(bare, Way(Tensor.clone))
     jobs = {
+        "stock in `cached()`": Job(lambda: stock(x), _cached),
         "clamp": Job(lambda: ours(x), torch.no_grad),
         "clamp in `cached()`": Job(lambda: ours(x), _cached),
         "clamp, `cache_in_eval`": _inference(_registered(bare, cache_in_eval=True), x),

@@ -23,6 +23,7 @@ class Effort:
     sizes: Sequence[int] = (64, 256, 1024, 4096)
     loop_up_to: int = 64
     layers: Sequence[Layer] = (
+        linear(16, 32),
         linear(64, 1),
         linear(64, 32),
         linear(1024, 1),
@@ -37,7 +38,7 @@ class Effort:
     memory: int = 1024
 
 
-QUICK_LAYERS = (linear(64, 1), linear(64, 32), linear(1024, 128), conv(64, 8))
+QUICK_LAYERS = (linear(16, 32), linear(64, 32), linear(1024, 1), linear(1024, 128), conv(64, 8))
 QUICK = Effort(
     seconds=0.2,
     sizes=(64, 256, 1024),
