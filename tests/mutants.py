@@ -35,9 +35,9 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = "negdiag_param"
 APART = ("harness", "lightning", "accelerate", "script")  # of PyTorch's and others' own
 RANKS = ["tests/ranks", *(f"--ignore=tests/ranks/test_{name}.py" for name in APART)]
-FOLDERS = ("maths", "doors", "life", "bad_input", "tracing", "wrappers")
+FOLDERS = ("maths", "doors", "life", "bad_input", "tracing")
 QUICK = [f"tests/{name}" for name in FOLDERS]
-SLOW = [*RANKS, "tests/wrappers"]
+SLOW = [*RANKS, "tests/life/test_wrapped.py"]
 # By the beginning of a storey's name: what is likely to notice, which runs before all the others.
 LIKELIEST = {
     "_maths": [["tests/maths"]],

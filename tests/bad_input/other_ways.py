@@ -23,11 +23,6 @@ def assigned_in_vmap(module: nn.Module) -> None:
     torch.func.vmap(lambda x: (setattr(module, "weight", -ONES), x)[1])(torch.ones(2))
 
 
-def traced_while_caching(module: nn.Module) -> None:
-    with parametrize.cached():
-        torch.jit.trace(module, ONES)
-
-
 class Diverging(nn.Linear):
     """Whose reset goes wrong, once it is told to."""
 
@@ -56,7 +51,6 @@ FUNCTIONAL = (
 )
 SCRIPT = "expected a module without a negative diagonal for torch.jit.script, got "
 COPY = "script a baked copy, which remove_negative_diagonal(copy.deepcopy(model), ...) gives"
-CACHED = "Cannot trace a model while caching parametrizations."
 
 
 def in_a_model() -> nn.Module:
@@ -71,7 +65,6 @@ ROWS: Table = {
         in_a_model, called_with_a_plain_key_inside, RuntimeError, FUNCTIONAL
     ),
     "vmap: an assignment": Bad(registered, assigned_in_vmap, RuntimeError, FUNCTIONAL),
-    "jit.trace: in a cached block": Bad(registered, traced_while_caching, RuntimeError, CACHED),
     "jit.script: a registered layer": Bad(
         registered,
         torch.jit.script,
@@ -91,11 +84,5 @@ ROWS: Table = {
         ValueError,
         "weight: expected no other parametrization beside the negative diagonal, found "
         "ParametrizationList(...)",
-    ),
-    "register_buffer: over a registered tensor": Bad(
-        registered,
-        lambda module: module.register_buffer("weight", ONES),
-        KeyError,
-        "\"attribute 'weight' already exists\"",
     ),
 }

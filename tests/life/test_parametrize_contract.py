@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from negdiag_param import NegativeDiagonal, register_negative_diagonal
 from tests.support.asserts import assert_negative, assert_same_bits
-from tests.support.modules import Half, linear
+from tests.support.modules import linear
 from tests.support.tables import CLASSES, rows
 
 ORIGINAL = "parametrizations.weight.original"
@@ -75,28 +75,6 @@ def test_removal_leaves_the_value_or_the_original(baked, door: Door, kind: Kind)
     assert_same_bits(layer.weight, kept)
     layer(torch.ones(1, 3)).sum().backward()
     assert layer.weight.grad is not None
-
-
-@promise
-def test_parametrizations_act_in_the_order_of_their_registration(door: Door, kind: Kind):
-    layer = door(linear(-2.0), kind)
-    parametrize.register_parametrization(layer, "weight", Half())
-    torch.testing.assert_close(layer.weight.diagonal(), torch.full((3,), -1.0))
-    assert [type(p) for p in layer.parametrizations.weight] == [kind, Half]
-    layer.weight = -3 * torch.ones(3, 3)
-    torch.testing.assert_close(layer.weight, -3 * torch.ones(3, 3))
-
-
-@promise
-def test_two_tensors_of_a_module_go_one_by_one(door: Door, kind: Kind):
-    layer = door(linear(), kind)
-    parametrize.register_parametrization(layer, "bias", Half())
-    parametrize.remove_parametrizations(layer, "weight")
-    assert parametrize.is_parametrized(layer, "bias")
-    assert not parametrize.is_parametrized(layer, "weight")
-    assert layer.bias.shape == (3,)
-    parametrize.remove_parametrizations(layer, "bias")
-    assert type(layer) is nn.Linear
 
 
 @promise

@@ -15,7 +15,7 @@ from tests.support.asserts import (
     registered,
     value_of,
 )
-from tests.support.tables import LAYERS, every_layer_once_every_map_somewhere
+from tests.support.tables import LAYERS, every_layer_once_every_map_somewhere, grouped
 
 RESET = [name for name in LAYERS if hasattr(LAYERS[name].make(), "reset_parameters")]
 
@@ -35,18 +35,16 @@ def test_a_reset_equals_that_of_the_stock_module(layer, map):
     assert_negative(diagonal_of(layer, module))
 
 
-@pytest.mark.parametrize("tensor_name", ["in_proj_weight", "out_proj.weight"])
-def test_multihead_attention_resets_as_it_does_without_us(tensor_name):
-    blocks = 3 if tensor_name == "in_proj_weight" else 1
+@pytest.mark.parametrize(("tensor_name", "blocks"), [("in_proj_weight", 3), ("out_proj.weight", 1)])
+def test_multihead_attention_resets_as_it_does_without_us(tensor_name, blocks):
     stock, module = nn.MultiheadAttention(4, 2), nn.MultiheadAttention(4, 2)
     register_negative_diagonal(module, tensor_name, blocks=blocks)
     for resetting in (stock, module):
         torch.manual_seed(11)
         resetting._reset_parameters()
     expected = stock.in_proj_weight.detach().clone()
-    if tensor_name == "in_proj_weight":
-        diagonal = expected.view(3, 4, 4).diagonal(dim1=1, dim2=2)
-        diagonal.copy_(-diagonal.abs())
+    if blocks == 3:
+        grouped(3)(expected).abs_().neg_()
     # A reset of the whole leaves out_proj.weight alone.
     torch.testing.assert_close(module.in_proj_weight, expected)
 

@@ -201,22 +201,3 @@ def test_attention_uses_the_mapped_weights_on_its_fast_path_too(training):
         torch.testing.assert_close(layer(x), stock(x))
         layer.linear1.parametrizations.weight.original.diagonal().sub_(1)
         assert not layer(x).allclose(stock(x))
-
-
-def test_an_encoder_made_of_a_registered_layer_has_independent_copies():
-    encoder = nn.TransformerEncoder(encoder_layer(), 2, enable_nested_tensor=False)
-    assert len(list(negative_diagonals(encoder))) == 8
-    one, other = encoder.layers
-    before = other.linear1.weight.clone()
-    with torch.no_grad():
-        one.linear1.parametrizations.weight.original.sub_(1)
-    assert torch.equal(other.linear1.weight, before)
-    x = torch.randn(2, 5, 4)
-    with nn.utils.parametrize.cached():
-        assert not torch.equal(one.linear1.weight, other.linear1.weight)
-        encoder(x).square().sum().backward()
-    for layer in encoder.layers:
-        assert layer.linear1.parametrizations.weight.original.grad is not None
-    encoder.eval()
-    with torch.no_grad():
-        torch.testing.assert_close(encoder(x), baked(encoder)(x))

@@ -1,5 +1,8 @@
 """A model within a wrapper that passes attributes through keeps its names and its life."""
 
+import importlib
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -11,19 +14,33 @@ from negdiag_param import (
     register_negative_diagonal,
     remove_negative_diagonal,
 )
-from tests.wrappers.table import Transparent, every_wrapper, stock
+from tests.support.modules import Transparent, stock
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
+def fabric(model: nn.Module) -> nn.Module:
+    fabric = importlib.import_module("lightning.fabric")
+    return fabric.Fabric(accelerator="cpu", devices=1).setup(model)
+
+
+def checkpointed(model: nn.Module) -> nn.Module:
+    name = "torch.distributed.algorithms._checkpoint.checkpoint_wrapper"
+    return importlib.import_module(name).checkpoint_wrapper(model)
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "compiled": lambda model: torch.compile(model, backend="eager"),
+    "checkpointed": checkpointed,
+    "transparent": Transparent,
+    "twice": lambda model: Transparent(Transparent(model)),
+}
+WITH_LIGHTNING = pytest.param(fabric, marks=pytest.mark.integration("lightning"))
+every_wrapper = pytest.mark.parametrize("wrap", [*WRAPPERS.values(), WITH_LIGHTNING])
+
+
 def names(model):
     return [name for name, _ in negative_diagonals(model)]
-
-
-@every_wrapper
-def test_names_are_the_wrapped_models_own(wrap):
-    model = register_negative_diagonal(stock(), "*.weight")
-    assert names(wrap(model)) == names(model) == ["0.weight", "2.weight"]
 
 
 @every_wrapper
@@ -86,6 +103,16 @@ def test_a_wrapper_that_drops_keys_is_no_obstacle():
     assert list(plain_state_dict(model)) == ["2.weight", "2.bias"]
 
 
+def test_what_the_wrapper_has_too_is_not_passed_through():
+    wrapper, inner = Transparent(nn.Identity()), nn.Linear(3, 3)
+    wrapper.weight = nn.Parameter(torch.rand(3, 3))
+    wrapper.inner = inner
+    register_negative_diagonal(wrapper, "inner.weight")
+    assert names(wrapper) == ["inner.weight"]
+    assert "parametrizations" in inner._modules
+    assert "parametrizations" not in wrapper._modules
+
+
 @pytest.mark.integration("peft")
 def test_lora_beside_a_registered_layer():
     import peft
@@ -99,13 +126,3 @@ def test_lora_beside_a_registered_layer():
     assert "base_model.model.0.weight" in plain_state_dict(tuned)
     remove_negative_diagonal(tuned, "0.weight")
     torch.testing.assert_close(tuned(x), expected)
-
-
-def test_what_the_wrapper_has_too_is_not_passed_through():
-    wrapper, inner = Transparent(nn.Identity()), nn.Linear(3, 3)
-    wrapper.weight = nn.Parameter(torch.rand(3, 3))
-    wrapper.inner = inner
-    register_negative_diagonal(wrapper, "inner.weight")
-    assert names(wrapper) == ["inner.weight"]
-    assert "parametrizations" in inner._modules
-    assert "parametrizations" not in wrapper._modules
