@@ -1,13 +1,10 @@
 """The most memory that a step holds at once, beyond what was there before."""
 
-import json
 from collections.abc import Callable
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+
+from tests.benchmarks import _trace
 
 
 def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
@@ -17,7 +14,7 @@ def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
         return _peak_on_cuda(step)
     changes = [
         (event["ts"], event["args"]["Bytes"])
-        for event in _events(step)
+        for event in _trace.events(step, device, memory=True)
         if event["name"] == "[memory]"
     ]
     held = peak = 0
@@ -25,16 +22,6 @@ def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
         held += change
         peak = max(peak, held)
     return peak
-
-
-def _events(step: Callable[[], object]) -> list[dict[str, Any]]:
-    """By the exported trace, the one form that names everything."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
-        step()
-    with TemporaryDirectory() as folder:
-        path = Path(folder, "trace.json")
-        trace.export_chrome_trace(str(path))
-        return list(json.loads(path.read_text())["traceEvents"])
 
 
 def _peak_on_cuda(step: Callable[[], object]) -> int:

@@ -6,7 +6,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from tests.benchmarks import _layers
+from negdiag_param import register_negative_diagonal
+from tests.benchmarks import _cuda, _layers
 from tests.benchmarks._layers import Layer
 from tests.benchmarks._memory import peak_bytes
 from tests.benchmarks._peers import peer_jobs
@@ -94,6 +95,62 @@ def memory(device: torch.device, n: int) -> list[Table]:
     for name, module in modules.items():
         step = _and_cleared(module.to(device), x)
         table.put("extra", {name: peak_bytes(step, device) / (4 * n * n) - 1})
+    return [table]
+
+
+def kernels(device: torch.device, n: int) -> list[Table]:
+    """Launches per pass."""
+    table = Table(f"Kernels launched, n={n}", "Kernels, copies and fills.")
+    weight, grad = _pair(n, device)
+    for name, make in MAPS.items():
+        tell(f"kernels, {name}")
+        torch.compiler.reset()
+        eager = make()
+        for mode, way in (("eager", eager), ("compiled", torch.compile(eager, fullgraph=True))):
+            forward = _cuda.kernels(partial(way, weight))
+            both = _cuda.kernels(_pass(way, weight, grad))
+            cells = {f"{mode}, forward": forward, f"{mode}, backward": both - forward}
+            table.rows.setdefault(name, {}).update(cells)
+    return [table]
+
+
+def bandwidth(meter: Meter, sizes: Sequence[int]) -> list[Table]:
+    """How close to copying once each way."""
+    table = Table(
+        "Share of the copy bandwidth", "1.00 is one clone forward, two forward and backward."
+    )
+    for n in sizes:
+        tell(f"bandwidth, n={n}")
+        weight, grad = _pair(n, meter.device)
+        for name, make in MAPS.items():
+            way = make()
+            jobs = {
+                "forward": Job(partial(way, weight)),
+                "both": Job(_pass(way, weight, grad)),
+            }
+            ratios = meter.compare(Job(weight.detach().clone), jobs)
+            shares = {
+                f"n={n}, forward": 1 / ratios["forward"].median,
+                f"n={n}, forward and backward": 2 / ratios["both"].median,
+            }
+            table.rows.setdefault(name, {}).update(shares)
+    return [table]
+
+
+def captured(meter: Meter, sizes: Sequence[int]) -> list[Table]:
+    """A whole train step as a CUDA graph."""
+    table = Table(
+        "A compiled train step with SGD, captured in a CUDA graph",
+        "In units of the bare layer's.",
+    )
+    for n in sizes:
+        tell(f"CUDA graph, n={n}")
+        torch.compiler.reset()
+        x = torch.randn(128, n, device=meter.device)
+        bare = nn.Linear(n, n, device=meter.device)
+        ours = register_negative_diagonal(nn.Linear(n, n, device=meter.device))
+        unit, job = (_cuda.captured_step(layer, x) for layer in (bare, ours))
+        table.put(f"n={n}", meter.compare(unit, {"clamp": job}))
     return [table]
 
 

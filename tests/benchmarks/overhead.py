@@ -36,6 +36,7 @@ class Effort:
     peers: Sequence[int] = (64, 256, 1024)
     growth: Sequence[int] = tuple(2**k for k in range(6, 14))
     memory: int = 1024
+    large: Sequence[int] = (4096, 8192)
 
 
 QUICK_LAYERS = (linear(16, 32), linear(64, 32), linear(1024, 1), linear(1024, 128), conv(64, 8))
@@ -46,11 +47,12 @@ QUICK = Effort(
     compiled=QUICK_LAYERS[1:2],
     peers=(64, 256),
     growth=(64, 256, 1024, 4096),
+    large=(4096,),
 )
 
 
 def measure(device: torch.device, effort: Effort) -> Report:
-    """Everything."""
+    """Everything that the device allows."""
     meter = Meter(device, effort.seconds)
     compiled = effort.layers if effort.compiled is None else effort.compiled
     tables = [
@@ -60,6 +62,12 @@ def measure(device: torch.device, effort: Effort) -> Report:
         *_sections.growth(meter, effort.growth),
         *_sections.memory(device, effort.memory),
     ]
+    if device.type == "cuda":
+        tables += [
+            *_sections.kernels(device, effort.sizes[-1]),
+            *_sections.bandwidth(meter, effort.large),
+            *_sections.captured(meter, effort.sizes),
+        ]
     return Report.of(device, tables)
 
 
