@@ -129,13 +129,20 @@ def state(tensor: Tensor) -> tuple[object, ...]:
 
 
 def is_untouched(
-    parametrizations: nn.Module, original: Tensor, before: tuple[object, ...], made: Tensor
+    parametrizations: nn.Module,
+    original: Tensor,
+    version: int,
+    pointer: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    requires_grad: bool,
+    made: Tensor,
+    made_version: int,
 ) -> bool:
     """Whether what was ``made`` of a list's only original still holds. If unknown: no, slower.
 
-    The original is the same object in the state ``before``, and nothing traces or watches.
+    The original is the same object in the same state, and nothing traces or watches.
     """
-    version, pointer, dtype, _, requires_grad, made_version = before
     try:
         return (
             parametrizations._parameters.get("original") is original

@@ -29,6 +29,7 @@ from negdiag_param._life.assign import assign
 from negdiag_param._links import Links
 from negdiag_param._parametrization.cache import WeightCache
 from negdiag_param._parametrization.parametrization import NegativeDiagonal
+from negdiag_param._parametrization.steps import STEPS
 from negdiag_param._private import own_modules, own_parameters
 from negdiag_param._ranks import shards
 
@@ -203,11 +204,17 @@ def tensor_property(base: type[nn.Module], tensor_name: str) -> property:
             return nn.Module.__getattr__(self, tensor_name)  # type: ignore[return-value]
         if torch.compiler.is_compiling():
             return found()  # type: ignore[no-any-return]
+        # The usual case is one plain parameter, one parametrization, and nothing that watches.
         recent = holder.recent.get(tensor_name)
-        cache = None if recent is None else recent()
-        weight = None if cache is None else cache.glance(found)
-        if weight is not None:
-            return weight  # type: ignore[no-any-return]
+        cache = recent() if recent else None
+        entry = cache.entry if cache else None  # read once: another thread may drop it
+        if (
+            entry
+            and entry.glance
+            and entry.steps == STEPS.count()
+            and _private.is_untouched(found, *entry.glance)
+        ):
+            return entry.weight  # type: ignore[no-any-return]
         if asks:
             found = self.get_submodule(f"parametrizations.{tensor_name}")
         block = _private.cached_block()

@@ -20,7 +20,7 @@ class _Entry:
     steps: object
     weight: Tensor
     weight_version: int
-    glance: tuple[Tensor, tuple[object, ...]] | None  # of the only source, for the usual case
+    glance: tuple[object, ...] | None  # what is_untouched compares, if there is one source only
 
     def holds_for(self, sources: Sequence[Tensor], holder: nn.Module) -> bool:
         """Whether the weight is still what ``sources`` give, with gradients if they are needed."""
@@ -53,18 +53,6 @@ class WeightCache:
         """Forgets the weight."""
         self.entry = None
 
-    def glance(self, parametrizations: nn.Module) -> Tensor | None:
-        """The weight, if it is seen at a glance that it holds; None says to look closely.
-
-        That is the usual case: one plain parameter, one parametrization, and nothing that watches.
-        """
-        entry = self.entry  # read once: another thread may drop it
-        if entry is None or entry.glance is None or entry.steps != STEPS.count():
-            return None
-        weight = entry.weight
-        untouched = _private.is_untouched(parametrizations, *entry.glance, weight)
-        return weight if untouched else None
-
     def read(
         self, holder: nn.Module, sources: Sequence[Tensor], compute: Callable[[], Tensor]
     ) -> Tensor:
@@ -96,7 +84,7 @@ class WeightCache:
             if not isinstance(source, nn.Parameter):
                 states[i] = _private.state(source)
         modules, version = (*_private.own_modules(holder).values(),), _private.version(weight)
-        glance = (sources[0], (*states[0], version)) if len(sources) == 1 else None
+        glance = (sources[0], *states[0], weight, version) if len(sources) == 1 else None
         found = tuple(sources), states, modules, storages, steps, weight, version, glance
         self.entry = _Entry(*found)
         return weight
