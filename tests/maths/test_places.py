@@ -82,11 +82,10 @@ def main() -> None:
     torch.set_num_threads(1)
     print(level_here())
     for name in VARIANTS:
-        for margin in MARGINS_HERE:
-            for dtype in DTYPES:
-                found = dependent(name, margin, dtype)
-                if found:
-                    print(name, margin, dtype, sorted(found))
+        for dtype in DTYPES:
+            found = dependent(name, MARGINS_HERE[-1], dtype)
+            if found:
+                print(name, dtype, sorted(found))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from torch._dynamo.testing import CompileCounter
 from negdiag_param import register_negative_diagonal
 from tests.support.asserts import assert_negative, diagonal_of, original_of
 from tests.support.tables import LAYERS, LEADING, MAPS, Layer
-from tests.support.versions import NEEDS_COMPILER
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 COUNT = 12  # above the recompile limit
@@ -48,11 +47,6 @@ def test_compiled_layers_equal_eager_ones_without_graph_breaks(case):
     recurrent = case == "lstm"  # which breaks the graph without us too
     options = {"fullgraph": not recurrent, "dynamic": None if recurrent else True}
     assert_compiled_as_eager(*CASES[case], backend="aot_eager", **options)
-
-
-@NEEDS_COMPILER
-def test_inductor_compiles_a_layer_in_one_graph():
-    assert_compiled_as_eager(LAYERS["linear"], LEADING, fullgraph=True)
 
 
 class Block(nn.Module):
