@@ -54,12 +54,6 @@ def own_modules(module: nn.Module) -> dict[str, nn.Module | None]:
     return module._modules
 
 
-def own_lists(module: nn.Module, tensor_name: str) -> tuple[Any, Any]:
-    """The dictionary of parametrizations and the list of the tensor; None where there is none."""
-    holder = module._modules.get("parametrizations")
-    return holder, None if holder is None else holder._modules.get(tensor_name)
-
-
 def own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
     """The parameters by name, live."""
     return module._parameters
@@ -128,36 +122,39 @@ def state(tensor: Tensor) -> tuple[object, ...]:
     return version(tensor), tensor.data_ptr(), tensor.dtype, tensor.device, tensor.requires_grad
 
 
-def is_untouched(
-    parametrizations: nn.Module,
-    original: Tensor,
-    version: int,
-    pointer: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    requires_grad: bool,
-    made: Tensor,
-    made_version: int,
-) -> bool:
-    """Whether what was ``made`` of a list's only original still holds. If unknown: no, slower.
+def cached_weight(module: nn.Module, tensor_name: str) -> Tensor | None:
+    """The weight that was last read, if it is seen in one expression that it is still valid.
 
-    The original is the same object in the same state, and nothing traces or watches.
+    That is the usual case: one plain parameter, one parametrization, and nothing that watches. None
+    says to look closely.
     """
+    holder: Any = module._modules.get("parametrizations")
+    link = None if holder is None else holder.recent.get(tensor_name)
+    cache = None if link is None else link()
+    glance = None if cache is None else cache.glance  # read once: another thread may drop it
+    if glance is None:
+        return None
+    original, version, pointer, dtype, requires_grad, weight, weight_version, steps, total = glance
+    found = holder._modules.get(tensor_name)
     try:
-        return (
-            parametrizations._parameters.get("original") is original
+        valid = (
+            found is not None
+            and found._parameters.get("original") is original
             and original._version == version
             and original.data_ptr() == pointer
             and original.dtype is dtype
             and original.requires_grad is requires_grad
-            and made._version == made_version
-            and len(parametrizations._modules) == 1
-            and (made.requires_grad or not torch.is_grad_enabled())
+            and weight._version == weight_version
+            and steps.total == total
+            and not (steps.happened or PROCESS_GROUPS)
+            and len(found._modules) == 1
+            and (weight.requires_grad or not torch.is_grad_enabled())
             and not torch._C._len_torch_dispatch_stack()
             and torch._C._get_tracing_state() is None
         )
     except AttributeError:
-        return False  # and the careful way says which name is gone
+        return None  # and the careful way says which name is gone
+    return weight if valid else None
 
 
 def collectives() -> int:

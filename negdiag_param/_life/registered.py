@@ -29,7 +29,6 @@ from negdiag_param._life.assign import assign
 from negdiag_param._links import Links
 from negdiag_param._parametrization.cache import WeightCache
 from negdiag_param._parametrization.parametrization import NegativeDiagonal
-from negdiag_param._parametrization.steps import STEPS
 from negdiag_param._private import own_modules, own_parameters
 from negdiag_param._ranks import shards
 
@@ -197,24 +196,18 @@ def tensor_property(base: type[nn.Module], tensor_name: str) -> property:
     asks = base.__getattr__ is not nn.Module.__getattr__  # a look-up of the class's own
 
     def get(self: nn.Module) -> Tensor:
-        holder, found = _private.own_lists(self, tensor_name)
+        compiles = torch.compiler.is_compiling()
+        weight = None if compiles else _private.cached_weight(self, tensor_name)
+        if weight is not None:
+            return weight
+        holder: Any = own_modules(self).get("parametrizations")
+        found = None if holder is None else own_modules(holder).get(tensor_name)
         if found is None:
             if tensor_name in vars(self):
                 return vars(self)[tensor_name]  # type: ignore[no-any-return]
             return nn.Module.__getattr__(self, tensor_name)  # type: ignore[return-value]
-        if torch.compiler.is_compiling():
+        if compiles:
             return found()  # type: ignore[no-any-return]
-        # The usual case is one plain parameter, one parametrization, and nothing that watches.
-        recent = holder.recent.get(tensor_name)
-        cache = recent() if recent else None
-        entry = cache.entry if cache else None  # read once: another thread may drop it
-        if (
-            entry
-            and entry.glance
-            and entry.steps == STEPS.count()
-            and _private.is_untouched(found, *entry.glance)
-        ):
-            return entry.weight  # type: ignore[no-any-return]
         if asks:
             found = self.get_submodule(f"parametrizations.{tensor_name}")
         block = _private.cached_block()

@@ -20,7 +20,6 @@ class _Entry:
     steps: object
     weight: Tensor
     weight_version: int
-    glance: tuple[object, ...] | None  # what is_untouched compares, if there is one source only
 
     def holds_for(self, sources: Sequence[Tensor], holder: nn.Module) -> bool:
         """Whether the weight is still what ``sources`` give, with gradients if they are needed."""
@@ -41,17 +40,18 @@ class _Entry:
 class WeightCache:
     """At most one weight, with the tensors it was computed from. A copy or a pickle is empty."""
 
-    __slots__ = ("__weakref__", "entry")
+    __slots__ = ("__weakref__", "entry", "glance")
 
     def __init__(self) -> None:
         self.entry: _Entry | None = None
+        self.glance: tuple[object, ...] | None = None  # what cached_weight compares
 
     def __reduce__(self) -> tuple[type["WeightCache"], tuple[()]]:
         return WeightCache, ()
 
     def drop(self) -> None:
         """Forgets the weight."""
-        self.entry = None
+        self.entry = self.glance = None
 
     def read(
         self, holder: nn.Module, sources: Sequence[Tensor], compute: Callable[[], Tensor]
@@ -84,7 +84,10 @@ class WeightCache:
             if not isinstance(source, nn.Parameter):
                 states[i] = _private.state(source)
         modules, version = (*_private.own_modules(holder).values(),), _private.version(weight)
-        glance = (sources[0], *states[0], weight, version) if len(sources) == 1 else None
-        found = tuple(sources), states, modules, storages, steps, weight, version, glance
-        self.entry = _Entry(*found)
+        self.entry = _Entry(tuple(sources), states, modules, storages, steps, weight, version)
+        self.glance = None
+        if len(sources) == 1 and isinstance(steps, int):  # and nothing is distributed
+            number, pointer, dtype, _, requires_grad = states[0]
+            state = sources[0], number, pointer, dtype, requires_grad
+            self.glance = (*state, weight, version, STEPS, steps)
         return weight

@@ -28,8 +28,8 @@ class StepCount:
     """Tells whether any optimizer has made a step, or any collective has begun."""
 
     def __init__(self) -> None:
-        self._happened = False
-        self._count = 0
+        self.happened = False
+        self.total = 0  # that were counted
 
     @lru_cache  # noqa: B019 (there is a single instance)
     def watch(self) -> None:
@@ -38,14 +38,14 @@ class StepCount:
 
     def count(self) -> int | tuple[int, int]:
         """What is different after a step, and after a collective."""
-        if self._happened:
-            self._happened = False
-            self._count += 1
-        return (self._count, collectives()) if PROCESS_GROUPS else self._count
+        if self.happened:
+            self.happened = False
+            self.total += 1
+        return (self.total, collectives()) if PROCESS_GROUPS else self.total
 
     def _note(self, *_: object) -> None:
         # This only writes: a compiled step would be compiled anew whenever what it reads changes.
-        self._happened = True
+        self.happened = True
 
 
 class Homes(Links[ParametrizationList]):
