@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Callable, Collection, MutableMapping
+from collections.abc import Callable, Collection, Iterable, MutableMapping
 from contextlib import suppress
 from functools import lru_cache
 from itertools import count
@@ -71,11 +71,27 @@ class ChecksCasts(nn.Module):
         """Raises an error if the tensors beside this module cannot have the dtype."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        dtype = torch.float32
-        with suppress(Exception):  # of a function that takes other tensors only
-            dtype = fn(torch.zeros((), device="cpu")).dtype
-        self.check_cast(dtype)
+        _check_cast(fn, [self])
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+
+def checking_casts(cls: type[nn.Module]) -> dict[str, Callable[..., Any]]:
+    """The method that casts a module, which asks first: RNNs change before their parts refuse."""
+
+    def _apply(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        _check_cast(fn, self.modules())
+        return cls._apply(self, fn, recurse)
+
+    return {"_apply": _apply}
+
+
+def _check_cast(fn: Callable[[Tensor], Tensor], modules: Iterable[nn.Module]) -> None:
+    dtype = torch.float32
+    with suppress(Exception):  # of a function that takes other tensors only
+        dtype = fn(torch.zeros((), device="cpu")).dtype
+    for module in modules:
+        if isinstance(module, ChecksCasts):
+            module.check_cast(dtype)
 
 
 def non_persistent_buffers(module: nn.Module) -> set[str]:

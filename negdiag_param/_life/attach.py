@@ -96,7 +96,9 @@ def _attach(
     if stand_in is not tensor:  # the list holds the object that the optimizer knows
         _mapping(found, tensor)["original"] = tensor
         if original.stride() != tensor.stride():  # keep the layout, such as a transposed one
-            original = tensor.new_empty_strided(tensor.shape, tensor.stride()).copy_(original)
+            with torch.inference_mode(False):
+                laid_out = tensor.detach().new_empty_strided(tensor.shape, tensor.stride())
+                original = laid_out.copy_(original)
         give_data(tensor, original)
     parametrization.train(owner.training)
     if parametrization.options.dominance == "scaled" and not tensor.requires_grad:

@@ -167,6 +167,7 @@ def _made(base: type[nn.Module], tensor_names: tuple[str, ...]) -> type[nn.Modul
         "__setattr__": __setattr__,
         "register_parameter": register_parameter,
     }
+    namespace |= _private.checking_casts(base)
     load = _private.loading_method(base)
     if load is not None:
         namespace[load.__name__] = loading.translating(load)

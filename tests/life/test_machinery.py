@@ -414,3 +414,24 @@ def test_what_a_cast_in_inference_mode_leaves_is_projected():
     layer(torch.ones(1, 3, dtype=torch.float64)).sum().neg().backward()
     torch.optim.SGD(layer.parameters(), lr=10.0).step()
     assert_negative(layer.parametrizations.weight.original.diagonal())
+
+
+def test_a_recurrent_layer_refuses_a_cast_before_anything_changes():
+    layer = register_negative_diagonal(nn.GRU(3, 3), "weight_hh_l0")
+    x = torch.ones(2, 1, 3)
+    expected = layer(x)[0]
+    with pytest.raises(TypeError, match=r"weight_hh_l0: expected a cast to"):
+        layer._apply(lambda tensor: tensor.to(torch.complex64))
+    assert torch.equal(layer(x)[0], expected)
+
+
+def test_a_transposed_weight_registered_in_inference_mode_can_be_trained():
+    layer = nn.Linear(3, 4)
+    layer.weight = nn.Parameter(torch.randn(3, 4).T)
+    with torch.inference_mode():
+        register_negative_diagonal(layer)
+    assert layer.parametrizations.weight.original.stride() == (1, 4)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    layer(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    assert_negative(layer.weight.diagonal())
