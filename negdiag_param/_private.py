@@ -9,13 +9,18 @@ from itertools import count
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, is_grad_enabled, nn
+from torch.compiler import is_compiling
 from torch.nn.modules import module as nn_module
 from torch.nn.utils import parametrize
 
 # Some tools replace this while they trace or patch, and then it has to see every module call.
 _MODULE_CALL = nn.Module.__call__
 _UNKNOWN_VERSIONS = count()
+
+# Without these two nothing is cached, so nobody calls them.
+_dispatch_modes: Any = getattr(torch._C, "_len_torch_dispatch_stack", None)
+_tracing_state: Any = getattr(torch._C, "_get_tracing_state", None)
 
 # What a parallel style asks a module for before it converts anything. If it is gone, the error of
 # a style that comes too late is PyTorch's own.
@@ -138,39 +143,47 @@ def state(tensor: Tensor) -> tuple[object, ...]:
     return version(tensor), tensor.data_ptr(), tensor.dtype, tensor.device, tensor.requires_grad
 
 
-def cached_weight(module: nn.Module, tensor_name: str) -> Tensor | None:
-    """The weight that was last read, if it is seen in one expression that it is still valid.
+def reading(tensor_name: str, carefully: Callable[[Any, bool], Tensor]) -> Callable[[Any], Tensor]:
+    """A getter of the weight that was last read, where one look shows that it is still valid.
 
-    That is the usual case: one plain parameter, one parametrization, and nothing that watches. None
-    says to look closely.
+    That is the usual case: one plain parameter, one parametrization, and nothing that watches.
+    Otherwise it calls ``carefully`` with the module and whether a compiler traces.
     """
-    holder: Any = module._modules.get("parametrizations")
-    link = None if holder is None else holder.recent.get(tensor_name)
-    cache = None if link is None else link()
-    glance = None if cache is None else cache.glance  # read once: another thread may drop it
-    if glance is None:
-        return None
-    original, version, pointer, dtype, requires_grad, weight, weight_version, steps, total = glance
-    found = holder._modules.get(tensor_name)
-    try:
-        valid = (
-            found is not None
-            and found._parameters.get("original") is original
-            and original._version == version
-            and original.data_ptr() == pointer
-            and original.dtype is dtype
-            and original.requires_grad is requires_grad
-            and weight._version == weight_version
-            and steps.total == total
-            and not (steps.happened or PROCESS_GROUPS)
-            and len(found._modules) == 1
-            and (weight.requires_grad or not torch.is_grad_enabled())
-            and not torch._C._len_torch_dispatch_stack()
-            and torch._C._get_tracing_state() is None
-        )
-    except AttributeError:
-        return None  # and the careful way says which name is gone
-    return weight if valid else None
+
+    def get(module: Any) -> Tensor:
+        if is_compiling():
+            return carefully(module, True)
+        weight: Any = None
+        valid = False
+        try:
+            holder = module._modules["parametrizations"]
+            link = holder.recent.get(tensor_name)
+            cache = None if link is None else link()
+            glance = None if cache is None else cache.glance  # read once: threads may drop it
+            if glance is not None:
+                original, version, pointer, dtype, grad, weight, weight_version, steps, total = (
+                    glance
+                )
+                found = holder._modules[tensor_name]
+                valid = (
+                    found._parameters["original"] is original
+                    and original._version == version
+                    and original.data_ptr() == pointer
+                    and original.dtype is dtype
+                    and original.requires_grad is grad
+                    and weight._version == weight_version
+                    and steps.total == total
+                    and not PROCESS_GROUPS
+                    and len(found._modules) == 1
+                    and (not is_grad_enabled() or weight.requires_grad)
+                    and not _dispatch_modes()
+                    and _tracing_state() is None
+                )
+        except (AttributeError, KeyError):
+            pass  # a name or an entry is gone, and the careful way says which
+        return weight if valid else carefully(module, False)
+
+    return get
 
 
 def collectives() -> int:

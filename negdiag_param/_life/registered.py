@@ -196,11 +196,7 @@ def tensor_property(base: type[nn.Module], tensor_name: str) -> property:
     """
     asks = base.__getattr__ is not nn.Module.__getattr__  # a look-up of the class's own
 
-    def get(self: nn.Module) -> Tensor:
-        compiles = torch.compiler.is_compiling()
-        weight = None if compiles else _private.cached_weight(self, tensor_name)
-        if weight is not None:
-            return weight
+    def read(self: nn.Module, compiles: bool) -> Tensor:
         holder: Any = own_modules(self).get("parametrizations")
         found = None if holder is None else own_modules(holder).get(tensor_name)
         if found is None:
@@ -228,7 +224,7 @@ def tensor_property(base: type[nn.Module], tensor_name: str) -> property:
         else:
             vars(self)[tensor_name] = value
 
-    return property(get, set_)
+    return property(_private.reading(tensor_name, read), set_)
 
 
 def _evaluated(found: nn.Module, holder: Parametrizations, tensor_name: str) -> Tensor:

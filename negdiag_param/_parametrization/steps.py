@@ -5,6 +5,7 @@ map is a projection, the entries that the step has moved beyond the bound are se
 gradient descent.
 """
 
+import itertools
 from collections.abc import Callable, Iterable
 from functools import cached_property, lru_cache
 from threading import Lock
@@ -28,8 +29,8 @@ class StepCount:
     """Tells whether any optimizer has made a step, or any collective has begun."""
 
     def __init__(self) -> None:
-        self.happened = False
-        self.total = 0  # that were counted
+        self.total = 0  # -1 from a step until the next count
+        self._totals = itertools.count(1)  # no two threads get the same
 
     @lru_cache  # noqa: B019 (there is a single instance)
     def watch(self) -> None:
@@ -38,14 +39,14 @@ class StepCount:
 
     def count(self) -> int | tuple[int, int]:
         """What is different after a step, and after a collective."""
-        if self.happened:
-            self.happened = False
-            self.total += 1
-        return (self.total, collectives()) if PROCESS_GROUPS else self.total
+        total = self.total
+        if total < 0:
+            total = self.total = next(self._totals)
+        return (total, collectives()) if PROCESS_GROUPS else total
 
     def _note(self, *_: object) -> None:
         # This only writes: a compiled step would be compiled anew whenever what it reads changes.
-        self.happened = True
+        self.total = -1
 
 
 class Homes(Links[ParametrizationList]):
