@@ -30,11 +30,10 @@ def test_readme_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    namespace: dict[str, object] = {}
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert blocks
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), namespace)
+    for block in blocks:  # each by itself
+        exec(compile(block, "README.md", "exec"), {})
 
 
 TEXTS = [ROOT / "README.md", *sorted(ROOT.glob("tests/*/README.md"))]
@@ -49,6 +48,12 @@ def test_links_lead_somewhere(text):
     headings = re.findall(r"^#+ (.*)$", content, re.MULTILINE)
     anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
     assert set(re.findall(r"\]\(#([^)]+)\)", content)) <= anchors
+
+
+def test_readme_names_all_that_is_public():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text.partition("## Public names")[2].partition("##")[0]
+    assert all(f"`{name}`" in table for name in negdiag_param.__all__)
 
 
 def test_readme_is_short():
