@@ -41,7 +41,7 @@ def test_report(monkeypatch, tmp_path, capsys):
     printed, progress = capsys.readouterr()
     report = json.loads(file.read_text())
     assert report["torch_version"] == torch.__version__
-    assert len(report["tables"]) == 7
+    assert len(report["tables"]) == 8
     for table in report["tables"]:
         assert table["title"] in printed
         assert table["rows"]

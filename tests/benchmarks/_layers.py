@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +88,24 @@ def eval_ratios(layer: Layer, meter: Meter, compiled: bool) -> dict[str, Ratio]:
         unit, job = (_inference(_compiled(module), x) for module in (bare, ours))
         ratios |= meter.compare(unit, {COMPILED: job})
     return ratios
+
+
+def recurrent_ratios(meter: Meter, steps: int) -> dict[str, Ratio]:
+    """A forward and a backward pass through ``steps`` reads of one weight."""
+    bare, x = _made(linear(64, 32), meter.device)
+    modules = {"stock, clones": _with(bare, Way(Tensor.clone)), "clamp": _registered(bare)}
+
+    def unrolled(cell: nn.Module, state: Tensor) -> Tensor:
+        for _ in range(steps):
+            state = torch.tanh(cell(state))
+        return state
+
+    jobs = {}
+    for name, module in modules.items():
+        step = train_step(module, partial(unrolled, module), x)
+        jobs[name] = Job(step)
+        jobs[f"{name}, in `cached()`"] = Job(parametrize.cached()(step))
+    return meter.compare(Job(train_step(bare, partial(unrolled, bare), x)), jobs)
 
 
 def constrained(n: int, constrain: Constrain) -> nn.Module:

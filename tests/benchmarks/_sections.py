@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from negdiag_param import register_negative_diagonal
+from negdiag_param import ClampDiagonal, register_negative_diagonal
 from tests.benchmarks import _cuda, _layers
 from tests.benchmarks._layers import Layer
 from tests.benchmarks._memory import peak_bytes
@@ -17,6 +18,7 @@ from tests.benchmarks._timing import Job, Meter
 
 IN_CLONES = "In units of one `weight.clone()` of the same size."
 CLAMP = "clamping after each optimizer step, all it costs"
+KINDS: tuple[Literal["rows", "columns"], ...] = ("rows", "columns")
 
 
 def alone(meter: Meter, sizes: Sequence[int], loop_up_to: int) -> list[Table]:
@@ -53,6 +55,17 @@ def layers(meter: Meter, every: Sequence[Layer], also_compiled: Sequence[Layer])
         ):
             table.rows[layer.name] = dict(ratios(layer, meter, compiled))
     return [train, evaluation]
+
+
+def recurrent(meter: Meter, steps: int = 40) -> list[Table]:
+    """A model that reads its weight at every time step, in training."""
+    table = Table(
+        f"A train step of a recurrent model of {steps} time steps, Linear(64, 64), batch 32",
+        "In units of the bare layer. A `cached()` block holds the forward and backward passes.",
+    )
+    tell("recurrent")
+    table.rows["forward and backward"] = dict(_layers.recurrent_ratios(meter, steps))
+    return [table]
 
 
 def peers(meter: Meter, sizes: Sequence[int]) -> list[Table]:
@@ -155,7 +168,10 @@ def captured(meter: Meter, sizes: Sequence[int]) -> list[Table]:
 
 
 def _ours() -> dict[str, Constrain]:
-    return {f"negdiag_param, {name}": make() for name, make in MAPS.items()}
+    dominant = {
+        f"clamp, dominance={kind!r}": partial(ClampDiagonal, dominance=kind) for kind in KINDS
+    }
+    return {f"negdiag_param, {name}": make() for name, make in (MAPS | dominant).items()}
 
 
 def _pair(n: int, device: torch.device) -> tuple[Tensor, Tensor]:

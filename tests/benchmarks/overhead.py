@@ -58,6 +58,7 @@ def measure(device: torch.device, effort: Effort) -> Report:
     tables = [
         *_sections.alone(meter, effort.sizes, effort.loop_up_to),
         *_sections.layers(meter, effort.layers, compiled),
+        *_sections.recurrent(meter),
         *_sections.peers(meter, effort.peers),
         *_sections.growth(meter, effort.growth),
         *_sections.memory(device, effort.memory),
