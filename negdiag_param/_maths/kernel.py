@@ -11,6 +11,7 @@ everything that traces or transforms PyTorch code:
 - a ``torch.where`` without in-place writes, while exporting or tracing.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -25,22 +26,16 @@ from negdiag_param._maths.strict import StrictMap
 
 def constrain(original: Tensor, diagonal: Diagonal, strict: StrictMap) -> Tensor:
     """A copy of ``original`` whose diagonal is mapped by ``strict``."""
-    if _private.is_exporting() or torch.jit.is_tracing():
-        # Differentiating the value itself would give other slopes at corners, and NaN far out.
-        learns = original.requires_grad and not torch.onnx.is_in_onnx_export()
-        value = partial(mapped, strict=strict) if learns else strict.value
-        return diagonal.exported(original, value)
-    if not strict.has_slope or is_transformed(original):
-        return diagonal.scattered(original, mapped(diagonal.view(original), strict))
-    if strict.is_projection:
-        weight = original.clone()
-        project_(weight, diagonal, strict)
-        return weight
-    if original.requires_grad and torch.is_grad_enabled():
+    if exports() or not strict.has_slope or is_transformed(original):
+        return replaced(original, diagonal, partial(mapped, strict=strict))
+    if not strict.is_projection and original.requires_grad and torch.is_grad_enabled():
         return _Fused.apply(original, diagonal, strict)  # type: ignore[no-any-return, no-untyped-call]
     weight = original.clone()
-    entries = diagonal.view(weight)
-    entries.copy_(strict.value(entries))
+    if strict.is_projection:
+        project_(weight, diagonal, strict)
+    else:
+        entries = diagonal.view(weight)
+        entries.copy_(strict.value(entries))
     return weight
 
 
@@ -50,13 +45,30 @@ def project_(tensor: Tensor, diagonal: Diagonal, strict: StrictMap) -> None:
         diagonal.view(tensor).clamp_(max=strict.limits(tensor.dtype).bound)
 
 
-def mapped(diagonal: Tensor, strict: StrictMap) -> Tensor:
+def replaced(tensor: Tensor, diagonal: Diagonal, value: Callable[[Tensor], Tensor]) -> Tensor:
+    """A copy of ``tensor`` with ``value`` of its diagonal entries in their place."""
+    if exports():
+        return diagonal.exported(tensor, value)
+    return diagonal.scattered(tensor, value(diagonal.view(tensor)))
+
+
+def mapped(entries: Tensor, strict: StrictMap) -> Tensor:
     """The mapped values of the diagonal entries alone, differentiable to any order."""
-    if not strict.has_slope:
-        return strict.value(diagonal)
+    if not (strict.has_slope and learns(entries)):
+        return strict.value(entries)
     # Straight-through: the strict value, with the derivatives of the smooth function.
-    smooth = strict.smooth(diagonal)
-    return strict.value(diagonal.detach()) + (smooth - smooth.detach()).to(diagonal.dtype)
+    smooth = strict.smooth(entries)
+    return strict.value(entries.detach()) + (smooth - smooth.detach()).to(entries.dtype)
+
+
+def exports() -> bool:
+    """Whether an exporter or a tracer is at work."""
+    return _private.is_exporting() or torch.jit.is_tracing()
+
+
+def learns(tensor: Tensor) -> bool:
+    """Whether derivatives may be wanted, which are left out of a model that is exported."""
+    return not exports() or (tensor.requires_grad and not torch.onnx.is_in_onnx_export())
 
 
 def is_transformed(original: Tensor) -> bool:

@@ -7,8 +7,7 @@ whole shard as a rule, and on up to three parts of it where it cuts through ``bl
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +17,7 @@ from typing_extensions import TypeIs
 
 from negdiag_param._maths import kernel
 from negdiag_param._maths.diagonal import Diagonal
-from negdiag_param._maths.dominance import Dominance
+from negdiag_param._maths.dominance import Dominance, Kind
 from negdiag_param._maths.strict import StrictMap
 
 if TYPE_CHECKING:
@@ -47,33 +46,26 @@ def constrain(
     original: Tensor, diagonal: Diagonal, strict: StrictMap, dominance: Dominance | None = None
 ) -> Tensor:
     """The constrained weight, distributed as ``original`` is."""
+    operation = partial(dominance.constrain if dominance else kernel.constrain, strict=strict)
     if not is_sharded(original):
-        return _constrained(original, diagonal, strict, dominance)
-    shard, parts = _in_parts(original, diagonal, dominance)
-    if not (torch.compiler.is_compiling() or kernel.is_transformed(original)):
+        return operation(original, diagonal)
+    if torch.compiler.is_compiling() or kernel.is_transformed(original):
+        shard = original.to_local()
+    else:
         shard = _Local.apply(original)  # type: ignore[no-untyped-call]
+    parts = _parts(original, shard, diagonal, dominance)
     if len(parts) == 1 and not parts[0].box:
-        weight = _constrained(shard, parts[0].diagonal, strict, dominance)
-        return _wrapped(weight, original)
+        return _wrapped(operation(shard, parts[0].diagonal), original)
     weight = shard.clone()
     for part in parts:
-        part.of(weight).copy_(_constrained(part.of(shard), part.diagonal, strict, dominance))
+        part.of(weight).copy_(operation(part.of(shard), part.diagonal))
     return _wrapped(weight, original)
-
-
-def _constrained(
-    original: Tensor, diagonal: Diagonal, strict: StrictMap, dominance: Dominance | None
-) -> Tensor:
-    if dominance:
-        return dominance.constrain(original, diagonal, strict)
-    return kernel.constrain(original, diagonal, strict)
 
 
 def project_(original: Tensor, diagonal: Diagonal, strict: StrictMap) -> None:
     """Sets what this rank holds of the diagonal to the bound, where it is beyond."""
-    shard, parts = _in_parts(original, diagonal)
-    for part in parts:
-        kernel.project_(part.of(shard), part.diagonal, strict)
+    for part, place in parts(original, diagonal):
+        kernel.project_(part, place, strict)
 
 
 def parts(
@@ -85,7 +77,10 @@ def parts(
         ValueError: if the placements do not say exactly where it is, or keep the ``dominance`` from
             being computed.
     """
-    shard, found = _in_parts(tensor, diagonal, dominance)
+    if not is_sharded(tensor):
+        return [(tensor, diagonal)]
+    shard = tensor.to_local()
+    found = _parts(tensor, shard, diagonal, dominance)
     return [(part.of(shard), part.diagonal) for part in found]
 
 
@@ -161,56 +156,38 @@ class _Part(NamedTuple):
         return shard
 
 
-def _in_parts(
-    tensor: Tensor, diagonal: Diagonal, dominance: Dominance | None = None
-) -> tuple[Tensor, tuple[_Part, ...]]:
-    """What this rank holds of ``tensor``, and the parts of that with diagonal entries."""
-    if not is_sharded(tensor):
-        return tensor, (_Part((), diagonal),)
+def _parts(
+    tensor: "DTensor", shard: Tensor, diagonal: Diagonal, dominance: Dominance | None
+) -> tuple[_Part, ...]:
+    """The parts of ``shard``, what this rank holds of ``tensor``, that have diagonal entries."""
+    mesh, placements = tensor.device_mesh, tuple(tensor.placements)
     if dominance:
-        _check_lines(tensor, diagonal, dominance)
-    shard, mesh = tensor.to_local(), tensor.device_mesh
+        _check_lines(tensor, diagonal, dominance.kind)
     coordinate = mesh.get_coordinate()
     if coordinate is None:  # this rank holds nothing of the tensor
-        return shard, ()
+        return ()
     compiling = torch.compiler.is_compiling()  # which takes no cached functions
     find = find_parts.__wrapped__ if compiling else find_parts
     shapes = tuple(tensor.shape), tuple(shard.shape)
-    found = find(*shapes, tuple(tensor.placements), mesh, tuple(coordinate), diagonal)
-    if dominance:  # which takes all taps, and leaves out other blocks only
-        rows = diagonal.resolved(tensor.ndim)[0]
-        found = tuple(
-            _Part(
-                tuple(cut for cut in part.box if cut[0] == rows),
-                replace(part.diagonal, taps=diagonal.taps),
-            )
-            for part in found
-        )
-    return shard, found
+    return find(*shapes, placements, mesh, tuple(coordinate), diagonal)
 
 
-def _check_lines(tensor: "DTensor", diagonal: Diagonal, dominance: Dominance) -> None:
+def _check_lines(tensor: "DTensor", diagonal: Diagonal, kind: Kind) -> None:
     """Refuses shards that end within a row, or a column, whose sum would need the other ranks."""
+    rows, columns = diagonal.resolved(tensor.ndim)
+    taps = range(2, tensor.ndim) if diagonal.taps == "center" else ()
+    needed, uncut = {
+        "rows": ("shards of whole rows", {columns, *taps}),
+        "columns": ("shards of whole columns", {rows, *taps}),
+        "scaled": ("replicas", {*range(tensor.ndim)}),
+    }[kind]
     mesh, placements = tensor.device_mesh, tensor.placements
-    split = {
-        placement.dim
-        for placement, chunks in zip(placements, mesh.shape, strict=True)
-        if hasattr(placement, "dim") and chunks > 1
-    }
-    dims = diagonal.resolved(tensor.ndim)
-    if dominance.kind == "scaled":
-        needed, across = "replicas", split
-    else:
-        kind = dominance.kind
-        needed = f"shards of whole {kind}"
-        other = dims[kind == "rows"]
-        taps = range(2, tensor.ndim) if diagonal.taps == "center" else ()
-        across = split & {other, *taps}
-    if across:
-        raise ValueError(
-            f"expected {needed} for dominance={dominance.kind!r}, whose sums would otherwise need "
-            f"the other ranks, found {placements} of {tuple(tensor.shape)} on {mesh}"
-        )
+    for placement, chunks in zip(placements, mesh.shape, strict=True):
+        if chunks > 1 and getattr(placement, "dim", None) in uncut:
+            raise ValueError(
+                f"expected {needed} for dominance={kind!r}, whose sums would otherwise need the "
+                f"other ranks, found {placements} of {tuple(tensor.shape)} on {mesh}"
+            )
 
 
 @lru_cache(maxsize=4096)
@@ -244,7 +221,8 @@ def find_parts(
         center = (shape[dim] - 1) // 2
         if center not in held[dim]:
             return ()
-        box[dim] = center - held[dim].start, 1
+        if found[dim] < shape[dim]:
+            box[dim] = center - held[dim].start, 1
     rows, columns = held[dims[0]], held[dims[1]]
     size = max(shape[dims[0]] // diagonal.blocks, 1)
     # The rows of a part lie within a block, or are those of whole blocks.
@@ -257,7 +235,7 @@ def find_parts(
         if -(stop - start) // blocks < offset < len(columns):
             box[dims[0]] = start - rows.start, stop - start
             shorter = [(dim, *cut) for dim, cut in enumerate(box) if cut[1] < found[dim]]
-            parts.append(_Part(tuple(shorter), Diagonal(dims, blocks, "all", offset)))
+            parts.append(_Part(tuple(shorter), Diagonal(dims, blocks, diagonal.taps, offset)))
     return tuple(parts)
 
 
