@@ -4,22 +4,17 @@ After the map, each diagonal entry is lowered by the absolute sum of the other e
 column. In real arithmetic every Gershgorin disc then lies left of ``-margin``: sums are rounded
 up, differences down. Rows that are larger than the dtype's largest number are the exception: the
 diagonal stays finite.
-
-In eager mode this is one autograd function with the map; elsewhere it follows the map, as a chain
-of operations whose derivatives are those of the formula.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from negdiag_param._maths import kernel
 from negdiag_param._maths.diagonal import Diagonal
-from negdiag_param._maths.feasible import Sizes, fails
-from negdiag_param._maths.limits import Limits, below, exact_dtype, widened
-from negdiag_param._maths.strict import StrictMap
+from negdiag_param._maths.feasible import Sizes, is_infeasible
+from negdiag_param._maths.limits import Limits, exact_dtype, widened
 
 Kind = Literal["rows", "columns", "scaled"]
 DOMINANCE: tuple[Kind, ...] = ("rows", "columns", "scaled")
@@ -53,30 +48,6 @@ class Dominance:
             return f"expected a square matrix {asked}, got {rows} rows and {columns} columns{each}"
         return None
 
-    def constrain(self, original: Tensor, diagonal: Diagonal, strict: StrictMap) -> Tensor:
-        """A copy of ``original`` whose diagonal is mapped by ``strict``, then lowered."""
-        chains = kernel.exports() or torch.compiler.is_compiling() or not strict.has_slope
-        if chains or kernel.is_transformed(original):
-            return self.chained(original, diagonal, strict)
-        return _Fused.apply(original, self.eta, diagonal, self, strict)  # type: ignore[no-any-return, no-untyped-call]
-
-    def chained(self, original: Tensor, diagonal: Diagonal, strict: StrictMap) -> Tensor:
-        """As :meth:`constrain`, by a chain of operations that are differentiable to any order."""
-        weight = kernel.constrain(original, diagonal, strict)
-        limits = strict.limits(weight.dtype)
-        rest = kernel.replaced(weight, diagonal, torch.zeros_like)
-        sizes, up = self.sums(rest.abs(), diagonal)
-
-        def lowered(entries: Tensor) -> Tensor:
-            smooth = widened(entries) - sizes
-            value = below(entries.detach(), sizes.detach() * up, limits)
-            if not kernel.learns(smooth):
-                return value
-            # Where sums overflow, infinity less itself.
-            return value + (smooth - smooth.detach()).nan_to_num(0.0).to(entries.dtype)
-
-        return kernel.replaced(weight, diagonal, lowered)
-
     def sizes(self, weight: Tensor, diagonal: Diagonal) -> Sizes:
         """What the diagonal has to be larger than."""
         rest = weight.detach().abs()
@@ -95,26 +66,25 @@ class Dominance:
         entries = diagonal.view(weight)
         rest = weight.to(exact_dtype(weight)).abs()
         diagonal.view(rest).zero_()
-        others, kernel_dims, _ = diagonal.matrices(rest)
-        others = others.sum(kernel_dims) if kernel_dims else others
+        others, kernel, _ = diagonal.matrices(rest)
+        others = others.sum(kernel) if kernel else others
         sizes = -entries.to(others.dtype) - limits.margin
         solution = torch.linalg.solve_ex(torch.diag_embed(sizes) - others, sizes.unsqueeze(-1))
         eta = solution.result.squeeze(-1).log()
         eta = (eta - eta.mean(-1, keepdim=True)).to(weight.dtype)
         known = torch.zeros_like(eta) if self.eta is None else self.eta.detach().to(eta)
 
-        def suits(eta: Tensor) -> Tensor:
-            outweighed = Dominance(self.kind, eta).sizes(weight, diagonal)
-            failing = fails(entries, outweighed, limits).any(-1, keepdim=True)
-            return eta.isfinite().all(-1, keepdim=True) & ~failing
+        def fails(eta: Tensor) -> Tensor:
+            sizes = Dominance(self.kind, eta).sizes(weight, diagonal)
+            return is_infeasible(entries, sizes, limits).any(-1, keepdim=True)
 
-        return Dominance(self.kind, torch.where(suits(eta) & ~suits(known), eta, known))
+        return Dominance(self.kind, torch.where(fails(known) & ~fails(eta), eta, known))
 
     def sums(self, rest: Tensor, diagonal: Diagonal) -> tuple[Tensor, float]:
         """The sums of ``rest``, absolute and zero on the diagonal, and what rounds them up."""
-        others, kernel_dims, _ = diagonal.matrices(rest)
+        others, kernel, _ = diagonal.matrices(rest)
         others = widened(others)
-        dims = *kernel_dims, -2 if self.kind == "columns" else -1
+        dims = *kernel, -2 if self.kind == "columns" else -1
         if self.eta is None:
             sizes = others.sum(dims)
         else:
@@ -125,61 +95,24 @@ class Dominance:
         count = others.numel() // max(sizes.numel(), 1) + (0 if self.eta is None else 16)
         return sizes, 1.0 + count * torch.finfo(sizes.dtype).eps
 
-
-class _Fused(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        original: Tensor,
-        eta: Tensor | None,
-        diagonal: Diagonal,
-        dominance: Dominance,
-        strict: StrictMap,
-    ) -> Tensor:
-        weight = original.abs()  # first the sizes, later the weight: two copies take longer
-        entries = diagonal.view(weight)
-        entries.zero_()
-        sizes, up = dominance.sums(weight, diagonal)
-        weight.copy_(original)
-        ctx.slope = None
-        if strict.is_projection or not any(ctx.needs_input_grad):
-            values = strict.value(entries)
-        else:
-            values, ctx.slope = strict.value_and_slope(entries)
-        limits = strict.limits(original.dtype)
-        entries.copy_(below(values.to(entries.dtype), sizes * up, limits))
-        ctx.save_for_backward(original, eta)
-        ctx.diagonal, ctx.dominance, ctx.strict = diagonal, dominance, strict
-        return weight
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        original, eta = ctx.saved_tensors
-        diagonal, kind, eta_grad = ctx.diagonal, ctx.dominance.kind, None
-        if torch.is_grad_enabled():
-            # Second derivatives need the first as functions of the original and of the scaling.
-            copy, eta = original.clone(), None if eta is None else eta.clone()  # not leaves
-            weight = Dominance(kind, eta).chained(copy, diagonal, ctx.strict)
-            inputs = [t for t in (copy, eta) if t is not None and t.requires_grad]
-            grads = torch.autograd.grad(weight, inputs, grad, create_graph=True)
-            found = {id(t): its for t, its in zip(inputs, grads, strict=True)}
-            return found.get(id(copy)), found.get(id(eta)), None, None, None
+    def gradients(
+        self, original: Tensor, grad: Tensor, diagonal: Diagonal
+    ) -> tuple[Tensor, Tensor | None]:
+        """Those of ``original``, apart from the slope of the map, and of ``eta``."""
         signs = original.sign()
         diagonal.view(signs).zero_()
-        signs, kernel_dims, restored = diagonal.matrices(signs)
-        price = diagonal.view(grad)
-        if eta is not None:
-            scaling = _scaling(eta, signs.dtype)
+        signs, kernel, restored = diagonal.matrices(signs)
+        price, eta_grad = diagonal.view(grad), None
+        if self.eta is not None:
+            scaling = _scaling(self.eta, signs.dtype)
             signs.mul_(scaling.unsqueeze(-2))
             price = price / scaling
-        price = price.unsqueeze(-2 if kind == "columns" else -1)
-        if ctx.needs_input_grad[1]:
+        price = price.unsqueeze(-2 if self.kind == "columns" else -1)
+        if self.eta is not None and self.eta.requires_grad:
             paid = widened(signs * diagonal.matrices(original).entries) * price
-            eta_grad = (paid.sum((*kernel_dims, -1)) - paid.sum((*kernel_dims, -2))).to(eta)
-        found = restored(torch.addcmul(diagonal.matrices(grad).entries, signs, price, value=-1))
-        if ctx.slope is not None:
-            diagonal.view(found).mul_(ctx.slope)
-        return found, eta_grad, None, None, None
+            eta_grad = (paid.sum((*kernel, -1)) - paid.sum((*kernel, -2))).to(self.eta)
+        whole = torch.addcmul(diagonal.matrices(grad).entries, signs, price, value=-1)
+        return restored(whole), eta_grad
 
 
 def _scaling(eta: Tensor, dtype: torch.dtype) -> Tensor:

@@ -93,7 +93,7 @@ def judge(
 ) -> Verdict:
     """Counts what is not finite and what is infeasible, and finds the worst of that."""
     total = entries.to(sizes.exact.dtype) + sizes.exact
-    failing = fails(entries, sizes, limits)
+    failing = is_infeasible(entries, sizes, limits)
     verdict = Verdict(
         entries=entries.numel(),
         not_finite=int((~(entries.isfinite() & sizes.finite)).sum()),
@@ -127,10 +127,10 @@ def feasible(entries: Tensor, sizes: Sizes, limits: Limits, dominance: str = "")
     if not dominance:
         mirrored = entries.abs().neg()
         changed = torch.where(mirrored < bound, mirrored, inside)
-    return torch.where(fails(entries, sizes, limits), changed, kept)
+    return torch.where(is_infeasible(entries, sizes, limits), changed, kept)
 
 
-def fails(entries: Tensor, sizes: Sizes, limits: Limits) -> Tensor:
+def is_infeasible(entries: Tensor, sizes: Sizes, limits: Limits) -> Tensor:
     """Which entries do not outweigh what they have to, by the margin."""
     total = entries.to(sizes.exact.dtype) + sizes.exact
-    return (total > -limits.margin) | (total >= 0)
+    return ~((total <= -limits.margin) & (total < 0))

@@ -6,8 +6,8 @@ everything that traces or transforms PyTorch code:
 - ``_Fused``, an autograd function around one clone each way, in eager mode and ``torch.compile``;
 - for a projection, a clone that is clamped where autograd does not see it, so that its backward
   pass is that of the clone: none;
-- ``torch.diagonal_scatter`` under ``torch.func`` and forward-mode AD, and for maps that do not
-  come with a slope;
+- ``torch.diagonal_scatter`` under ``torch.func`` and forward-mode AD, for maps that do not come
+  with a slope, for second derivatives, and for compiled dominance;
 - a ``torch.where`` without in-place writes, while exporting or tracing.
 """
 
@@ -21,15 +21,23 @@ from torch.autograd import forward_ad
 
 from negdiag_param import _private
 from negdiag_param._maths.diagonal import Diagonal
+from negdiag_param._maths.dominance import Dominance
+from negdiag_param._maths.limits import below, widened
 from negdiag_param._maths.strict import StrictMap
 
 
-def constrain(original: Tensor, diagonal: Diagonal, strict: StrictMap) -> Tensor:
-    """A copy of ``original`` whose diagonal is mapped by ``strict``."""
+def constrain(
+    original: Tensor, diagonal: Diagonal, strict: StrictMap, dominance: Dominance | None = None
+) -> Tensor:
+    """A copy of ``original`` whose diagonal is mapped, and then lowered if it has to dominate."""
     if exports() or not strict.has_slope or is_transformed(original):
-        return replaced(original, diagonal, partial(mapped, strict=strict))
+        return _chained(original, diagonal, strict, dominance)
+    if dominance:
+        if torch.compiler.is_compiling():
+            return _chained(original, diagonal, strict, dominance)
+        return _Fused.apply(original, dominance.eta, diagonal, strict, dominance)  # type: ignore[no-any-return, no-untyped-call]
     if not strict.is_projection and original.requires_grad and torch.is_grad_enabled():
-        return _Fused.apply(original, diagonal, strict)  # type: ignore[no-any-return, no-untyped-call]
+        return _Fused.apply(original, None, diagonal, strict, None)  # type: ignore[no-any-return, no-untyped-call]
     weight = original.clone()
     if strict.is_projection:
         project_(weight, diagonal, strict)
@@ -45,16 +53,9 @@ def project_(tensor: Tensor, diagonal: Diagonal, strict: StrictMap) -> None:
         diagonal.view(tensor).clamp_(max=strict.limits(tensor.dtype).bound)
 
 
-def replaced(tensor: Tensor, diagonal: Diagonal, value: Callable[[Tensor], Tensor]) -> Tensor:
-    """A copy of ``tensor`` with ``value`` of its diagonal entries in their place."""
-    if exports():
-        return diagonal.exported(tensor, value)
-    return diagonal.scattered(tensor, value(diagonal.view(tensor)))
-
-
 def mapped(entries: Tensor, strict: StrictMap) -> Tensor:
     """The mapped values of the diagonal entries alone, differentiable to any order."""
-    if not (strict.has_slope and learns(entries)):
+    if not (strict.has_slope and _learns(entries)):
         return strict.value(entries)
     # Straight-through: the strict value, with the derivatives of the smooth function.
     smooth = strict.smooth(entries)
@@ -66,11 +67,6 @@ def exports() -> bool:
     return _private.is_exporting() or torch.jit.is_tracing()
 
 
-def learns(tensor: Tensor) -> bool:
-    """Whether derivatives may be wanted, which are left out of a model that is exported."""
-    return not exports() or (tensor.requires_grad and not torch.onnx.is_in_onnx_export())
-
-
 def is_transformed(original: Tensor) -> bool:
     """Whether ``torch.func`` or forward-mode AD is at work, which ``_Fused`` does not support."""
     return not torch.compiler.is_compiling() and (
@@ -79,24 +75,83 @@ def is_transformed(original: Tensor) -> bool:
     )
 
 
+def _chained(
+    original: Tensor, diagonal: Diagonal, strict: StrictMap, dominance: Dominance | None
+) -> Tensor:
+    """:func:`constrain` as a chain of operations, differentiable to any order."""
+    weight = _replaced(original, diagonal, partial(mapped, strict=strict))
+    if dominance is None:
+        return weight
+    limits = strict.limits(weight.dtype)
+    rest = _replaced(weight, diagonal, torch.zeros_like)
+    sizes, up = dominance.sums(rest.abs(), diagonal)
+
+    def lowered(entries: Tensor) -> Tensor:
+        smooth = widened(entries) - sizes
+        value = below(entries.detach(), sizes.detach() * up, limits)
+        if not _learns(smooth):
+            return value
+        # Where sums overflow, infinity less itself.
+        return value + (smooth - smooth.detach()).nan_to_num(0.0).to(entries.dtype)
+
+    return _replaced(weight, diagonal, lowered)
+
+
+def _replaced(tensor: Tensor, diagonal: Diagonal, value: Callable[[Tensor], Tensor]) -> Tensor:
+    """A copy of ``tensor`` with ``value`` of its diagonal entries in their place."""
+    if exports():
+        return diagonal.exported(tensor, value)
+    return diagonal.scattered(tensor, value(diagonal.view(tensor)))
+
+
+def _learns(tensor: Tensor) -> bool:
+    """Whether derivatives may be wanted, which are left out of a model that is exported."""
+    return not exports() or (tensor.requires_grad and not torch.onnx.is_in_onnx_export())
+
+
 class _Fused(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, original: Tensor, diagonal: Diagonal, strict: StrictMap) -> Tensor:
-        weight = original.clone()
+    def forward(
+        ctx: Any,
+        original: Tensor,
+        eta: Tensor | None,
+        diagonal: Diagonal,
+        strict: StrictMap,
+        dominance: Dominance | None,
+    ) -> Tensor:
+        weight = original.abs() if dominance else original.clone()
         entries = diagonal.view(weight)
-        value, ctx.slope = strict.value_and_slope(entries)
+        if dominance:  # first the sizes, later the weight: two copies take longer
+            entries.zero_()
+            sizes, up = dominance.sums(weight, diagonal)
+            weight.copy_(original)
+        if strict.is_projection or not any(ctx.needs_input_grad):
+            value, ctx.slope = strict.value(entries), None
+        else:
+            value, ctx.slope = strict.value_and_slope(entries)
+        if dominance:
+            value = below(value.to(weight.dtype), sizes * up, strict.limits(weight.dtype))
         entries.copy_(value)
-        ctx.save_for_backward(original)
-        ctx.diagonal, ctx.strict = diagonal, strict
+        ctx.save_for_backward(original, eta)
+        ctx.others = diagonal, strict, dominance
         return weight
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        slope, diagonal = ctx.slope, ctx.diagonal
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        diagonal, strict, dominance = ctx.others
         if torch.is_grad_enabled():
-            # A second derivative needs the slope as a function of the original.
-            (original,) = ctx.saved_tensors
-            slope = ctx.strict.slope(diagonal.view(original))
-        grad = grad.clone()
-        diagonal.view(grad).mul_(slope)
-        return grad, None, None
+            # Second derivatives need the first as functions of the original and of the scaling.
+            # The copies are not leaves, which may have hooks.
+            copies = [t.clone().requires_grad_() for t in ctx.saved_tensors if t is not None]
+            if dominance:
+                dominance = Dominance(dominance.kind, *copies[1:])
+            weight = _chained(copies[0], diagonal, strict, dominance)
+            grads = torch.autograd.grad(weight, copies, grad, create_graph=True)
+            return *grads, *(None,) * (5 - len(grads))
+        if dominance:
+            grad, eta_grad = dominance.gradients(ctx.saved_tensors[0], grad, diagonal)
+        else:
+            grad, eta_grad = grad.clone(), None
+        if ctx.slope is not None:
+            diagonal.view(grad).mul_(ctx.slope)
+        return grad, eta_grad, None, None, None

@@ -81,12 +81,6 @@ class StrictMap:
         value, slope = self.scalar_map.value_and_slope(widened(original), limits)
         return value.clamp_(limits.lowest, limits.bound), slope
 
-    def slope(self, original: Tensor) -> Tensor:
-        """The derivatives, differentiable by autograd."""
-        x = widened(original).clone()  # not a leaf, which may have hooks
-        smooth = self.scalar_map.smooth(x, self.limits(original.dtype))
-        return torch.autograd.grad(smooth.sum(), x, create_graph=True)[0]
-
     def smooth(self, original: Tensor) -> Tensor:
         """A function with the derivatives of the map, finite in the dtype of its arithmetic."""
         return self.scalar_map.smooth(widened(original), self.limits(original.dtype))

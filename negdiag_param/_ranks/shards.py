@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor, Placement
 
 ORDER = "parallelize_module -> register_negative_diagonal -> fully_shard"
+
+# The indices of a part of a shard, none if it is the whole, and the diagonal in it.
+Part: TypeAlias = tuple[tuple[slice, ...], Diagonal]
 
 _PLAIN = (Tensor, nn.Parameter)
 
@@ -46,19 +49,19 @@ def constrain(
     original: Tensor, diagonal: Diagonal, strict: StrictMap, dominance: Dominance | None = None
 ) -> Tensor:
     """The constrained weight, distributed as ``original`` is."""
-    operation = partial(dominance.constrain if dominance else kernel.constrain, strict=strict)
+    operation = partial(kernel.constrain, strict=strict, dominance=dominance)
     if not is_sharded(original):
         return operation(original, diagonal)
     if torch.compiler.is_compiling() or kernel.is_transformed(original):
         shard = original.to_local()
     else:
         shard = _Local.apply(original)  # type: ignore[no-untyped-call]
-    parts = _parts(original, shard, diagonal, dominance)
-    if len(parts) == 1 and not parts[0].box:
-        return _wrapped(operation(shard, parts[0].diagonal), original)
+    found = _parts(original, shard, diagonal, dominance)
+    if len(found) == 1 and not found[0][0]:
+        return _wrapped(operation(shard, found[0][1]), original)
     weight = shard.clone()
-    for part in parts:
-        part.of(weight).copy_(operation(part.of(shard), part.diagonal))
+    for box, place in found:
+        weight[box] = operation(shard[box], place)
     return _wrapped(weight, original)
 
 
@@ -81,7 +84,7 @@ def parts(
         return [(tensor, diagonal)]
     shard = tensor.to_local()
     found = _parts(tensor, shard, diagonal, dominance)
-    return [(part.of(shard), part.diagonal) for part in found]
+    return [(shard[box], place) for box, place in found]
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -144,22 +147,10 @@ def _wrapped(shard: Tensor, model: "DTensor") -> Tensor:
     )
 
 
-class _Part(NamedTuple):
-    """A part of a shard, with the diagonal in it."""
-
-    box: tuple[tuple[int, int, int], ...]  # the dimensions it is shorter in, its start and length
-    diagonal: Diagonal
-
-    def of(self, shard: Tensor) -> Tensor:
-        for dim, start, length in self.box:
-            shard = shard.narrow(dim, start, length)
-        return shard
-
-
 def _parts(
     tensor: "DTensor", shard: Tensor, diagonal: Diagonal, dominance: Dominance | None
-) -> tuple[_Part, ...]:
-    """The parts of ``shard``, what this rank holds of ``tensor``, that have diagonal entries."""
+) -> tuple[Part, ...]:
+    """The parts of ``shard``, which this rank holds of ``tensor``."""
     mesh, placements = tensor.device_mesh, tuple(tensor.placements)
     if dominance:
         _check_lines(tensor, diagonal, dominance.kind)
@@ -198,7 +189,7 @@ def find_parts(
     mesh: "DeviceMesh",
     coordinate: tuple[int, ...],
     diagonal: Diagonal,
-) -> tuple[_Part, ...]:
+) -> tuple[Part, ...]:
     """The parts of a shard of shape ``found`` that hold diagonal entries; none may be left."""
     if not _is_known(shape, placements, mesh):
         raise ValueError(
@@ -215,14 +206,14 @@ def find_parts(
         )
     dims = diagonal.resolved(len(shape))
     if not dims:
-        return (_Part((), diagonal),)
-    box = [(0, length) for length in found]
+        return (((), diagonal),)
+    cut: dict[int, slice] = {}  # by dimension
     for dim in range(2, len(shape)) if diagonal.taps == "center" else ():
         center = (shape[dim] - 1) // 2
         if center not in held[dim]:
             return ()
         if found[dim] < shape[dim]:
-            box[dim] = center - held[dim].start, 1
+            cut[dim] = slice(center - held[dim].start, center - held[dim].start + 1)
     rows, columns = held[dims[0]], held[dims[1]]
     size = max(shape[dims[0]] // diagonal.blocks, 1)
     # The rows of a part lie within a block, or are those of whole blocks.
@@ -233,9 +224,10 @@ def find_parts(
         blocks = max((stop - start) // size, 1)
         offset = start % size - columns.start
         if -(stop - start) // blocks < offset < len(columns):
-            box[dims[0]] = start - rows.start, stop - start
-            shorter = [(dim, *cut) for dim, cut in enumerate(box) if cut[1] < found[dim]]
-            parts.append(_Part(tuple(shorter), Diagonal(dims, blocks, diagonal.taps, offset)))
+            if stop - start < len(rows):
+                cut[dims[0]] = slice(start - rows.start, stop - rows.start)
+            box = tuple(cut.get(dim, slice(None)) for dim in range(len(shape))) if cut else ()
+            parts.append((box, Diagonal(dims, blocks, diagonal.taps, offset)))
     return tuple(parts)
 
 
