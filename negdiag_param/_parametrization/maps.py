@@ -137,7 +137,7 @@ class _Softplus(ScalarMap):
 
     def smooth(self, x: Tensor, limits: Limits) -> Tensor:
         # log(1 + exp(x)) = max(x, 0) + log(1 + exp(-|x|)), where no derivative overflows
-        return -x.relu() - (self.beta * minus_abs(x)).exp().log1p() / self.beta
+        return -x.relu() - F.softplus(minus_abs(x), self.beta)
 
     def value_and_slope(self, x: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
         value = self._minus_softplus(x)
