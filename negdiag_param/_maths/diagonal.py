@@ -12,13 +12,12 @@ Taps = Literal["all", "center"]
 TAPS: tuple[Taps, ...] = ("all", "center")
 
 
-class Lines(NamedTuple):
-    """A tensor with each of its blocks apart, and the dimensions of a matrix in it."""
+class Matrices(NamedTuple):
+    """The matrices in a tensor."""
 
-    blocked: Tensor
-    row: int
-    column: int
-    taps: tuple[int, ...]  # which belong to both rows and columns
+    entries: Tensor  # a view of the tensor, whose last two dimensions are rows and columns
+    kernel: tuple[int, ...]  # its first dimensions, if they belong to both rows and columns
+    restored: Callable[[Tensor], Tensor]  # to the shape of the tensor
 
 
 @dataclass(frozen=True)
@@ -45,27 +44,25 @@ class Diagonal:
         dims = self._fitting(tensor)
         if not dims:
             return tensor
-        blocked, row, column = self._blocked(tensor, dims)
-        diagonal = blocked.diagonal(self.offset, row, column)
         if self.taps == "center":
-            for dim in reversed(range(self.blocks > 1, diagonal.ndim - 1)):
-                diagonal = diagonal.select(dim, (diagonal.shape[dim] - 1) // 2)
-        return diagonal
+            for size in tensor.shape[2:]:
+                tensor = tensor.select(2, (size - 1) // 2)
+        blocked, row, column = self._blocked(tensor, dims)
+        return blocked.diagonal(self.offset, row, column)
 
     def scattered(self, tensor: Tensor, values: Tensor) -> Tensor:
         """A copy of ``tensor`` with ``values`` on the diagonal, differentiable in every mode."""
         dims = self._fitting(tensor)
         if not dims:
             return values
-        blocked, row, column = self._blocked(tensor, dims)
-        if self.taps == "center":
-            # Not select_scatter, which gives wrong second derivatives under torch.func.
-            every = blocked.diagonal(self.offset, row, column)
-            kernel = range(self.blocks > 1, every.ndim - 1)
-            for dim in kernel:
-                values = values.unsqueeze(dim)
-            values = torch.where(_is_center(every, kernel), values, every)
-        return blocked.diagonal_scatter(values, self.offset, row, column).view(tensor.shape)
+        if self.taps == "all":
+            blocked, row, column = self._blocked(tensor, dims)
+            return blocked.diagonal_scatter(values, self.offset, row, column).view(tensor.shape)
+        matrices, kernel, restored = self.matrices(tensor)
+        every = matrices.diagonal(self.offset, -2, -1)
+        # Not select_scatter, which gives wrong second derivatives under torch.func.
+        values = torch.where(_is_center(every, kernel), values, every)
+        return restored(matrices.diagonal_scatter(values, self.offset, -2, -1))
 
     def exported(self, tensor: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
         """A copy of ``tensor`` with ``value`` of its diagonal there, for exporters and tracers.
@@ -73,23 +70,30 @@ class Diagonal:
         They drop or misplace writes through a diagonal view, and the legacy ONNX exporter forgets
         the shape of what it reads through one.
         """
-        dims = self._fitting(tensor)
-        if not dims:
+        if not self._fitting(tensor):
             return value(tensor)
-        blocked, row, column = self._blocked(tensor, dims)
-        mask = _steps(blocked, row) + self.offset == _steps(blocked, column)
-        if self.taps == "center":
-            mask = mask & _is_center(blocked, range(column + 1, blocked.ndim))
+        matrices, kernel, restored = self.matrices(tensor)
+        mask = _steps(matrices, -2) + self.offset == _steps(matrices, -1)
+        if kernel:
+            mask = mask & _is_center(matrices, kernel)
         # A line along the longer of the two matrix dims has at most one diagonal entry: its sum.
-        across = row if blocked.shape[row] > blocked.shape[column] else column
-        entries = blocked.masked_fill(~mask, 0).sum(across, keepdim=True)
-        return torch.where(mask, value(entries), blocked).reshape(tensor.shape)
+        across = -2 if matrices.shape[-2] > matrices.shape[-1] else -1
+        values = value(matrices.masked_fill(~mask, 0).sum(across)).unsqueeze(across)
+        return restored(torch.where(mask, values, matrices))
 
-    def lines(self, tensor: Tensor) -> "Lines":
-        """Where the rows and the columns of the matrices in ``tensor`` lie."""
+    def matrices(self, tensor: Tensor) -> Matrices:
+        """The matrices in ``tensor``; values of the diagonal broadcast against their lines."""
         blocked, row, column = self._blocked(tensor, self._fitting(tensor))
-        taps = range(column + 1, blocked.ndim) if self.taps == "center" else ()
-        return Lines(blocked, row, column, tuple(taps))
+        center = self.taps == "center"
+        places = [*range(column + 1)] if center else [row, column]
+        last = [*range(blocked.ndim - len(places), blocked.ndim)]
+
+        def restored(matrices: Tensor) -> Tensor:
+            matrices = matrices if places == last else matrices.movedim(last, places)
+            return matrices if self.blocks == 1 else matrices.reshape(tensor.shape)
+
+        entries = blocked if places == last else blocked.movedim(places, last)
+        return Matrices(entries, tuple(range(last[0])) if center else (), restored)
 
     def resolved(self, ndim: int) -> tuple[int, ...]:
         """``dims`` as non-negative numbers, for a tensor of ``ndim`` dimensions."""
@@ -124,6 +128,7 @@ class Diagonal:
         return self.resolved(tensor.ndim)
 
     def _blocked(self, tensor: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, int, int]:
+        """A view with each of the blocks apart, and the dimensions of rows and columns in it."""
         row, column = dims
         if self.blocks == 1:
             return tensor, row, column

@@ -1,15 +1,30 @@
-"""What becomes of a diagonal that is assigned: kept, reflected or refused."""
+"""What becomes of a diagonal that is assigned: kept, reflected, lowered or refused."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from negdiag_param._maths.limits import Limits
+from negdiag_param._maths.limits import Limits, below, exact_dtype, widened
 
 Infeasible = Literal["warn", "reflect", "error"]
 INFEASIBLE: tuple[Infeasible, ...] = ("warn", "reflect", "error")
+_COUNTS = ("entries", "not_finite", "infeasible", "moved", "too_large")
+
+
+class Sizes(NamedTuple):
+    """What diagonal entries have to outweigh, shaped as they are: absolute sums, or nothing."""
+
+    up: Tensor  # rounded up: what the map's values are lowered by
+    exact: Tensor  # nearly: what entries are judged by
+    finite: Tensor  # whether all that is summed is
+
+    @classmethod
+    def nothing(cls, entries: Tensor) -> "Sizes":
+        """Those of entries that outweigh nothing."""
+        zeros = torch.zeros_like(widened(entries))
+        return cls(zeros, zeros.to(exact_dtype(entries)), zeros == 0)
 
 
 @dataclass(frozen=True)
@@ -20,23 +35,15 @@ class Verdict:
     not_finite: int = 0
     infeasible: int = 0
     moved: int = 0  # of these, to just outside of the bound, since reflecting is not enough
-    largest: float = -torch.inf
-    dominance: str = ""
-    name: str = ""  # of the row or column that fails by ``largest``
     too_large: int = 0  # rows or columns that leave no room for a diagonal entry
+    largest: float = -torch.inf  # of the infeasible entries, less what they have to outweigh
+    place: str = ""  # of that one
+    dominance: str = ""
 
     def __add__(self, other: "Verdict") -> "Verdict":
         worse = max(self, other, key=lambda verdict: verdict.largest)
-        return Verdict(
-            self.entries + other.entries,
-            self.not_finite + other.not_finite,
-            self.infeasible + other.infeasible,
-            self.moved + other.moved,
-            worse.largest,
-            self.dominance or other.dominance,
-            worse.name,
-            self.too_large + other.too_large,
-        )
+        counts = {name: getattr(self, name) + getattr(other, name) for name in _COUNTS}
+        return replace(worse, dominance=self.dominance or other.dominance, **counts)
 
     def warning(self, limits: Limits, infeasible: Infeasible) -> str | None:
         """What to warn of before entries are changed, if anything; raises what is refused."""
@@ -57,10 +64,15 @@ class Verdict:
             message = (
                 f"expected a diagonal that dominates its {lines}, W_ii + sum |W_ij| {bound} "
                 f"(dominance={self.dominance!r}), got {self.infeasible} of {self.entries} {lines} "
-                f"that fail, {self.name} by {self.largest:.6g}"
+                f"that fail, {self.place} by {self.largest + limits.margin:.6g}"
             )
         else:
-            message = self._not_negative(limits)
+            at_most = f"a diagonal of at most {-limits.margin}"
+            message = (
+                f"expected {at_most if limits.margin else 'a negative diagonal'}, got "
+                f"{self.infeasible} of {self.entries} entries that are not, the largest "
+                f"{self.largest:.6g}"
+            )
         if infeasible == "error":
             raise ValueError(message)
         return message
@@ -75,34 +87,50 @@ class Verdict:
         }
         return "; ".join(f"{count} {change}" for change, count in counts.items() if count)
 
-    def _not_negative(self, limits: Limits) -> str:
-        at_most = f"a diagonal of at most {-limits.margin}"
-        wanted = at_most if limits.margin else "a negative diagonal"
-        return (
-            f"expected {wanted}, got {self.infeasible} of {self.entries} entries that "
-            f"are not, the largest {self.largest:.6g}"
-        )
 
-
-def judge(entries: Tensor, limits: Limits) -> Verdict:
-    """Counts what is not finite, and what is not at most ``-margin`` and below zero."""
-    infeasible = entries[_is_infeasible(entries, limits)]
-    return Verdict(
-        entries.numel(),
-        not_finite=int((~entries.isfinite()).sum()),
-        infeasible=infeasible.numel(),
-        moved=int((infeasible.abs().neg() >= limits.bound).sum()),
-        largest=infeasible.max().item() if infeasible.numel() else -torch.inf,
+def judge(
+    entries: Tensor, sizes: Sizes, limits: Limits, dominance: str = "", offset: int = 0
+) -> Verdict:
+    """Counts what is not finite and what is infeasible, and finds the worst of that."""
+    total = entries.to(sizes.exact.dtype) + sizes.exact
+    failing = is_infeasible(entries, sizes, limits)
+    verdict = Verdict(
+        entries=entries.numel(),
+        not_finite=int((~(entries.isfinite() & sizes.finite)).sum()),
+        infeasible=int(failing.sum()),
+        moved=int((failing & (entries.abs().neg() >= limits.bound)).sum()),
+        too_large=int((sizes.up - limits.bound > -limits.lowest).sum()),
+        dominance=dominance,
     )
+    if not verdict.infeasible:
+        return verdict
+    worst, place = total.where(failing, -torch.inf).argmax(), ""
+    if dominance:
+        *matrix, index = (int(i) for i in torch.unravel_index(worst, total.shape))
+        place = f"{'column' if dominance == 'columns' else 'row'} {index + abs(offset)}"
+        place += f" of matrix {', '.join(map(str, matrix))}" if matrix else ""
+    return replace(verdict, largest=total.flatten()[worst].item(), place=place)
 
 
-def reflected(entries: Tensor, limits: Limits) -> Tensor:
-    """``entries`` with the infeasible ones mirrored, ``d -> -|d|``, or a little below the bound."""
-    mirrored = entries.abs().neg()
-    mirrored = mirrored.where(mirrored < limits.bound, limits.inside)
-    return torch.where(_is_infeasible(entries, limits), mirrored, entries)
+def feasible(entries: Tensor, sizes: Sizes, limits: Limits, dominance: str = "") -> Tensor:
+    """``entries`` with the infeasible ones changed.
+
+    They are mirrored, ``d -> -|d|``, or set a little below the bound. With ``dominance`` they are
+    lowered as far as needed and a little further, and those at the boundary itself, within the
+    rounding of the sums, by so much.
+    """
+    bound, inside = (
+        below(torch.full_like(entries, value), sizes.up, limits)
+        for value in (limits.bound, limits.inside)
+    )
+    kept, changed = torch.minimum(entries, bound), inside
+    if not dominance:
+        mirrored = entries.abs().neg()
+        changed = torch.where(mirrored < bound, mirrored, inside)
+    return torch.where(is_infeasible(entries, sizes, limits), changed, kept)
 
 
-def _is_infeasible(entries: Tensor, limits: Limits) -> Tensor:
-    # Without a margin every negative number will do, also one that is subnormal, above the bound.
-    return entries > limits.bound if limits.margin else entries >= 0
+def is_infeasible(entries: Tensor, sizes: Sizes, limits: Limits) -> Tensor:
+    """Which entries do not outweigh what they have to, by the margin."""
+    total = entries.to(sizes.exact.dtype) + sizes.exact
+    return ~((total <= -limits.margin) & (total < 0))

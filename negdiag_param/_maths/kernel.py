@@ -6,11 +6,12 @@ everything that traces or transforms PyTorch code:
 - ``_Fused``, an autograd function around one clone each way, in eager mode and ``torch.compile``;
 - for a projection, a clone that is clamped where autograd does not see it, so that its backward
   pass is that of the clone: none;
-- ``torch.diagonal_scatter`` under ``torch.func`` and forward-mode AD, and for maps that do not
-  come with a slope;
+- ``torch.diagonal_scatter`` under ``torch.func`` and forward-mode AD, for maps that do not come
+  with a slope, for second derivatives, and for compiled dominance;
 - a ``torch.where`` without in-place writes, while exporting or tracing.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -20,27 +21,29 @@ from torch.autograd import forward_ad
 
 from negdiag_param import _private
 from negdiag_param._maths.diagonal import Diagonal
+from negdiag_param._maths.dominance import Dominance
+from negdiag_param._maths.limits import below, widened
 from negdiag_param._maths.strict import StrictMap
 
 
-def constrain(original: Tensor, diagonal: Diagonal, strict: StrictMap) -> Tensor:
-    """A copy of ``original`` whose diagonal is mapped by ``strict``."""
-    if _private.is_exporting() or torch.jit.is_tracing():
-        # Differentiating the value itself would give other slopes at corners, and NaN far out.
-        learns = original.requires_grad and not torch.onnx.is_in_onnx_export()
-        value = partial(mapped, strict=strict) if learns else strict.value
-        return diagonal.exported(original, value)
-    if not strict.has_slope or is_transformed(original):
-        return diagonal.scattered(original, mapped(diagonal.view(original), strict))
-    if strict.is_projection:
-        weight = original.clone()
-        project_(weight, diagonal, strict)
-        return weight
-    if original.requires_grad and torch.is_grad_enabled():
-        return _Fused.apply(original, diagonal, strict)  # type: ignore[no-any-return, no-untyped-call]
+def constrain(
+    original: Tensor, diagonal: Diagonal, strict: StrictMap, dominance: Dominance | None = None
+) -> Tensor:
+    """A copy of ``original`` whose diagonal is mapped, and then lowered if it has to dominate."""
+    if exports() or not strict.has_slope or is_transformed(original):
+        return _chained(original, diagonal, strict, dominance)
+    if dominance:
+        if torch.compiler.is_compiling():
+            return _chained(original, diagonal, strict, dominance)
+        return _Fused.apply(original, dominance.eta, diagonal, strict, dominance)  # type: ignore[no-any-return, no-untyped-call]
+    if not strict.is_projection and original.requires_grad and torch.is_grad_enabled():
+        return _Fused.apply(original, None, diagonal, strict, None)  # type: ignore[no-any-return, no-untyped-call]
     weight = original.clone()
-    entries = diagonal.view(weight)
-    entries.copy_(strict.value(entries))
+    if strict.is_projection:
+        project_(weight, diagonal, strict)
+    else:
+        entries = diagonal.view(weight)
+        entries.copy_(strict.value(entries))
     return weight
 
 
@@ -50,13 +53,18 @@ def project_(tensor: Tensor, diagonal: Diagonal, strict: StrictMap) -> None:
         diagonal.view(tensor).clamp_(max=strict.limits(tensor.dtype).bound)
 
 
-def mapped(diagonal: Tensor, strict: StrictMap) -> Tensor:
+def mapped(entries: Tensor, strict: StrictMap) -> Tensor:
     """The mapped values of the diagonal entries alone, differentiable to any order."""
-    if not strict.has_slope:
-        return strict.value(diagonal)
+    if not (strict.has_slope and _learns(entries)):
+        return strict.value(entries)
     # Straight-through: the strict value, with the derivatives of the smooth function.
-    smooth = strict.smooth(diagonal)
-    return strict.value(diagonal.detach()) + (smooth - smooth.detach()).to(diagonal.dtype)
+    smooth = strict.smooth(entries)
+    return strict.value(entries.detach()) + (smooth - smooth.detach()).to(entries.dtype)
+
+
+def exports() -> bool:
+    """Whether an exporter or a tracer is at work."""
+    return _private.is_exporting() or torch.jit.is_tracing()
 
 
 def is_transformed(original: Tensor) -> bool:
@@ -67,24 +75,83 @@ def is_transformed(original: Tensor) -> bool:
     )
 
 
+def _chained(
+    original: Tensor, diagonal: Diagonal, strict: StrictMap, dominance: Dominance | None
+) -> Tensor:
+    """:func:`constrain` as a chain of operations, differentiable to any order."""
+    weight = _replaced(original, diagonal, partial(mapped, strict=strict))
+    if dominance is None:
+        return weight
+    limits = strict.limits(weight.dtype)
+    rest = _replaced(weight, diagonal, torch.zeros_like)
+    sizes, up = dominance.sums(rest.abs(), diagonal)
+
+    def lowered(entries: Tensor) -> Tensor:
+        smooth = widened(entries) - sizes
+        value = below(entries.detach(), sizes.detach() * up, limits)
+        if not _learns(smooth):
+            return value
+        # Where sums overflow, infinity less itself.
+        return value + (smooth - smooth.detach()).nan_to_num(0.0).to(entries.dtype)
+
+    return _replaced(weight, diagonal, lowered)
+
+
+def _replaced(tensor: Tensor, diagonal: Diagonal, value: Callable[[Tensor], Tensor]) -> Tensor:
+    """A copy of ``tensor`` with ``value`` of its diagonal entries in their place."""
+    if exports():
+        return diagonal.exported(tensor, value)
+    return diagonal.scattered(tensor, value(diagonal.view(tensor)))
+
+
+def _learns(tensor: Tensor) -> bool:
+    """Whether derivatives may be wanted, which are left out of a model that is exported."""
+    return not exports() or (tensor.requires_grad and not torch.onnx.is_in_onnx_export())
+
+
 class _Fused(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, original: Tensor, diagonal: Diagonal, strict: StrictMap) -> Tensor:
-        weight = original.clone()
+    def forward(
+        ctx: Any,
+        original: Tensor,
+        eta: Tensor | None,
+        diagonal: Diagonal,
+        strict: StrictMap,
+        dominance: Dominance | None,
+    ) -> Tensor:
+        weight = original.abs() if dominance else original.clone()
         entries = diagonal.view(weight)
-        value, ctx.slope = strict.value_and_slope(entries)
+        if dominance:  # first the sizes, later the weight: two copies take longer
+            entries.zero_()
+            sizes, up = dominance.sums(weight, diagonal)
+            weight.copy_(original)
+        if strict.is_projection or not any(ctx.needs_input_grad):
+            value, ctx.slope = strict.value(entries), None
+        else:
+            value, ctx.slope = strict.value_and_slope(entries)
+        if dominance:
+            value = below(value.to(weight.dtype), sizes * up, strict.limits(weight.dtype))
         entries.copy_(value)
-        ctx.save_for_backward(original)
-        ctx.diagonal, ctx.strict = diagonal, strict
+        ctx.save_for_backward(original, eta)
+        ctx.others = diagonal, strict, dominance
         return weight
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        slope, diagonal = ctx.slope, ctx.diagonal
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        diagonal, strict, dominance = ctx.others
         if torch.is_grad_enabled():
-            # A second derivative needs the slope as a function of the original.
-            (original,) = ctx.saved_tensors
-            slope = ctx.strict.slope(diagonal.view(original))
-        grad = grad.clone()
-        diagonal.view(grad).mul_(slope)
-        return grad, None, None
+            # Second derivatives need the first as functions of the original and of the scaling.
+            # The copies are not leaves, which may have hooks.
+            copies = [t.clone().requires_grad_() for t in ctx.saved_tensors if t is not None]
+            if dominance:
+                dominance = Dominance(dominance.kind, *copies[1:])
+            weight = _chained(copies[0], diagonal, strict, dominance)
+            grads = torch.autograd.grad(weight, copies, grad, create_graph=True)
+            return *grads, *(None,) * (5 - len(grads))
+        if dominance:
+            grad, eta_grad = dominance.gradients(ctx.saved_tensors[0], grad, diagonal)
+        else:
+            grad, eta_grad = grad.clone(), None
+        if ctx.slope is not None:
+            diagonal.view(grad).mul_(ctx.slope)
+        return grad, eta_grad, None, None, None

@@ -6,6 +6,7 @@ from math import ldexp
 import torch
 from torch import Tensor
 
+from negdiag_param import _private
 from negdiag_param._maths.bisection import number, rank
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -14,6 +15,11 @@ FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def widened(tensor: Tensor) -> Tensor:
     """``tensor`` in the dtype that its arithmetic runs in: float32 at least."""
     return tensor.float() if tensor.dtype.itemsize < 4 else tensor
+
+
+def exact_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype in which sums of entries of ``tensor`` are as good as exact."""
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,24 @@ class Limits:
             # float16 has little room: slopes beyond 4094 saturate there.
             steepest=info.max * ldexp(1.0, -4 if dtype == torch.float16 else -20),
         )
+
+
+def below(entries: Tensor, sizes: Tensor, limits: Limits) -> Tensor:
+    """``entries - sizes``, rounded down to the dtype of ``entries``; finite."""
+    wide, dtype = widened(entries), entries.dtype
+    exact = wide - sizes
+    step = exact - wide
+    error = (wide - (exact - step)) - (sizes + step)  # the difference itself is exact + error
+    rounded = exact.to(dtype)
+    if dtype.itemsize < 4 and torch.compiler.is_compiling() and not _private.is_exporting():
+        # Compilers keep half-precision values in float32; the bits have to be those of ``dtype``.
+        rounded = rounded.view(torch.int16).view(dtype)
+    found = widened(rounded)
+    info = torch.finfo(dtype)
+    smallest = info.tiny * info.eps if dtype == torch.float16 else info.tiny
+    next_lower = found + (found * (0.75 * info.eps)).clamp(max=-smallest)
+    lowered = torch.where(found - exact > error, next_lower.to(dtype), rounded)
+    return lowered.clamp(min=limits.lowest)
 
 
 def _round_away(value: float, dtype: torch.dtype) -> float:

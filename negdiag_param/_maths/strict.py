@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from negdiag_param._maths import bisection
-from negdiag_param._maths.limits import FLOAT_DTYPES, Limits, widened
+from negdiag_param._maths.limits import FLOAT_DTYPES, Limits, below, widened
 
 
 class ScalarMap(ABC):
@@ -26,8 +26,6 @@ class ScalarMap(ABC):
     has_slope: ClassVar[bool] = True
     #: Whether it is ``min(x, bound)``, so that originals beyond the bound may be set to it.
     is_projection: ClassVar[bool] = False
-    #: Whether ``x`` and ``-x`` have the same value; the inverse is then negative.
-    is_even: ClassVar[bool] = False
 
     def sampled(self) -> tuple[float, ...]:
         """Some of its values, if the name does not identify the map."""
@@ -40,6 +38,10 @@ class ScalarMap(ABC):
     def inverse(self, value: Tensor, limits: Limits) -> Tensor | None:
         """An ``x`` that maps to the feasible ``value``; None if it has to be searched for."""
         return None
+
+    def highest(self, limits: Limits) -> float:
+        """The largest original that assignments lead to; the map is monotonic up to there."""
+        return -limits.lowest
 
     def smooth(self, x: Tensor, limits: Limits) -> Tensor:
         """A finite function of ``x`` whose derivatives of every order are the map's."""
@@ -79,30 +81,32 @@ class StrictMap:
         value, slope = self.scalar_map.value_and_slope(widened(original), limits)
         return value.clamp_(limits.lowest, limits.bound), slope
 
-    def slope(self, original: Tensor) -> Tensor:
-        """The derivatives, differentiable by autograd."""
-        x = widened(original).clone()  # not a leaf, which may have hooks
-        smooth = self.scalar_map.smooth(x, self.limits(original.dtype))
-        return torch.autograd.grad(smooth.sum(), x, create_graph=True)[0]
-
     def smooth(self, original: Tensor) -> Tensor:
         """A function with the derivatives of the map, finite in the dtype of its arithmetic."""
         return self.scalar_map.smooth(widened(original), self.limits(original.dtype))
 
-    def inverse(self, entries: Tensor) -> Tensor:
+    def inverse(self, entries: Tensor, sizes: Tensor | None = None) -> Tensor:
         """The originals that give the feasible ``entries``, or come nearest.
 
-        An entry that the map has computed from some original is reached exactly, so that a weight
-        which is assigned to itself keeps its bits.
+        With ``sizes``, those whose values give them when lowered by as much. An entry that was
+        computed from some original is reached exactly, so that a weight which is assigned to itself
+        keeps its bits.
         """
-        limits = self.limits(entries.dtype)
-        start = self.scalar_map.inverse(widened(entries), limits)
+        limits, goal = self.limits(entries.dtype), widened(entries)
+
+        def function(x: Tensor) -> Tensor:
+            value = self.value(x)
+            return value if sizes is None else below(value, sizes, limits)
+
+        if sizes is not None:
+            goal = (goal + sizes).clamp(max=limits.bound)
+        highest = self.scalar_map.highest(limits)
+        start = self.scalar_map.inverse(goal, limits)
         if start is None:
-            highest = 0.0 if self.scalar_map.is_even else -limits.lowest
             low, high = (torch.full_like(entries, end) for end in (limits.lowest, highest))
-            return bisection.nearest(self.value, entries, low, high)
+            return bisection.nearest(function, entries, low, high)
         original = start.to(entries.dtype)
-        missed = self.value(original) != entries
+        missed = function(original) != entries
         if not missed.any():
             return original
         # The inverse has rounding errors: those of x, and those of the value divided by the slope,
@@ -112,6 +116,7 @@ class StrictMap:
         slope = (rise / (2 * half)).clamp(min=torch.finfo(torch.float32).tiny)
         eps = torch.finfo(entries.dtype).eps
         reach = 64 * eps * (1 + start.abs() + widened(entries).abs() / slope)
-        low, high = ((start + side * reach).to(entries.dtype) for side in (-1, 1))
-        nearest = bisection.nearest(self.value, entries, low, high)
-        return torch.where(missed & (self.value(nearest) == entries), nearest, original)
+        ends = [(start + side * reach).clamp(limits.lowest, highest) for side in (-1, 1)]
+        low, high = (end.to(entries.dtype) for end in ends)
+        nearest = bisection.nearest(function, entries, low, high)
+        return torch.where(missed & (function(nearest) == entries), nearest, original)

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from negdiag_param._maths import dominance as dominant
 from negdiag_param._maths.diagonal import Diagonal
 from negdiag_param._maths.dominance import Dominance
-from negdiag_param._maths.feasible import Infeasible, Verdict, judge, reflected
+from negdiag_param._maths.feasible import Infeasible, Sizes, Verdict, feasible, judge
 from negdiag_param._maths.limits import FLOAT_DTYPES, Limits
 from negdiag_param._maths.strict import StrictMap
 from negdiag_param._private import has_values
@@ -114,20 +113,15 @@ class _Held:
         self, part: Tensor, diagonal: Diagonal, limits: Limits, dominance: Dominance | None
     ) -> None:
         self.entries, self.limits = diagonal.view(part), limits
-        self.sizes = dominance.sizes(part, diagonal) if dominance else None
-        if dominance and self.sizes:
-            kind = dominance.kind
-            self.verdict = dominant.judge(self.entries, self.sizes, limits, diagonal, kind)
-        else:
-            self.verdict = judge(self.entries, limits)
+        self.kind = dominance.kind if dominance else ""
+        nothing = Sizes.nothing(self.entries)
+        self.sizes = dominance.sizes(part, diagonal) if dominance else nothing
+        self.verdict = judge(self.entries, self.sizes, limits, self.kind, diagonal.offset)
 
     def invert(self, strict: StrictMap) -> None:
         """Turns the entries into originals, which they stand for from then on."""
-        if self.sizes:
-            value = dominant.feasible(self.entries, self.sizes, self.limits)
-            self.entries.copy_(dominant.inverse(value, strict, self.sizes.up))
-        else:
-            self.entries.copy_(strict.inverse(reflected(self.entries, self.limits)))
+        value = feasible(self.entries, self.sizes, self.limits, self.kind)
+        self.entries.copy_(strict.inverse(value, self.sizes.up if self.kind else None))
 
 
 @contextmanager

@@ -28,6 +28,9 @@ class _Clamp(ScalarMap):
     def inverse(self, value: Tensor, limits: Limits) -> Tensor:
         return value.clamp(max=limits.bound)
 
+    def highest(self, limits: Limits) -> float:
+        return limits.bound
+
     def smooth(self, x: Tensor, limits: Limits) -> Tensor:
         return x  # also beyond the bound, where an entry would be stuck otherwise
 
@@ -134,7 +137,7 @@ class _Softplus(ScalarMap):
 
     def smooth(self, x: Tensor, limits: Limits) -> Tensor:
         # log(1 + exp(x)) = max(x, 0) + log(1 + exp(-|x|)), where no derivative overflows
-        return -x.relu() - (self.beta * minus_abs(x)).exp().log1p() / self.beta
+        return -x.relu() - F.softplus(minus_abs(x), self.beta)
 
     def value_and_slope(self, x: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
         value = self._minus_softplus(x)
@@ -197,11 +200,13 @@ class NegSoftplusDiagonal(NegativeDiagonal):
 
 class _Square(ScalarMap):
     name = "square"
-    is_even = True
 
     def value(self, x: Tensor, limits: Limits) -> Tensor:
         a = -minus_abs(x) if x.requires_grad else x.abs()
         return lowered(torch.rsub(a, -_LEAST) * a, limits)
+
+    def highest(self, limits: Limits) -> float:
+        return 0.0
 
     def smooth(self, x: Tensor, limits: Limits) -> Tensor:
         # Beyond the corner the map goes on as a straight line, of which only the slope counts.
@@ -262,6 +267,9 @@ class _SignFlip(ScalarMap):
 
     def inverse(self, value: Tensor, limits: Limits) -> Tensor:
         return value
+
+    def highest(self, limits: Limits) -> float:
+        return limits.bound
 
     def value_and_slope(self, x: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
         return self.value(x, limits), torch.where(self._is_reflected(x, limits), -1.0, 1.0)

@@ -7,10 +7,9 @@ whole shard as a rule, and on up to three parts of it where it cuts through ``bl
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from typing_extensions import TypeIs
 
 from negdiag_param._maths import kernel
 from negdiag_param._maths.diagonal import Diagonal
-from negdiag_param._maths.dominance import Dominance
+from negdiag_param._maths.dominance import Dominance, Kind
 from negdiag_param._maths.strict import StrictMap
 
 if TYPE_CHECKING:
@@ -26,6 +25,9 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor, Placement
 
 ORDER = "parallelize_module -> register_negative_diagonal -> fully_shard"
+
+# The indices of a part of a shard, none if it is the whole, and the diagonal in it.
+Part: TypeAlias = tuple[tuple[slice, ...], Diagonal]
 
 _PLAIN = (Tensor, nn.Parameter)
 
@@ -47,33 +49,26 @@ def constrain(
     original: Tensor, diagonal: Diagonal, strict: StrictMap, dominance: Dominance | None = None
 ) -> Tensor:
     """The constrained weight, distributed as ``original`` is."""
+    operation = partial(kernel.constrain, strict=strict, dominance=dominance)
     if not is_sharded(original):
-        return _constrained(original, diagonal, strict, dominance)
-    shard, parts = _in_parts(original, diagonal, dominance)
-    if not (torch.compiler.is_compiling() or kernel.is_transformed(original)):
+        return operation(original, diagonal)
+    if torch.compiler.is_compiling() or kernel.is_transformed(original):
+        shard = original.to_local()
+    else:
         shard = _Local.apply(original)  # type: ignore[no-untyped-call]
-    if len(parts) == 1 and not parts[0].box:
-        weight = _constrained(shard, parts[0].diagonal, strict, dominance)
-        return _wrapped(weight, original)
+    found = _parts(original, shard, diagonal, dominance)
+    if len(found) == 1 and not found[0][0]:
+        return _wrapped(operation(shard, found[0][1]), original)
     weight = shard.clone()
-    for part in parts:
-        part.of(weight).copy_(_constrained(part.of(shard), part.diagonal, strict, dominance))
+    for box, place in found:
+        weight[box] = operation(shard[box], place)
     return _wrapped(weight, original)
-
-
-def _constrained(
-    original: Tensor, diagonal: Diagonal, strict: StrictMap, dominance: Dominance | None
-) -> Tensor:
-    if dominance:
-        return dominance.constrain(original, diagonal, strict)
-    return kernel.constrain(original, diagonal, strict)
 
 
 def project_(original: Tensor, diagonal: Diagonal, strict: StrictMap) -> None:
     """Sets what this rank holds of the diagonal to the bound, where it is beyond."""
-    shard, parts = _in_parts(original, diagonal)
-    for part in parts:
-        kernel.project_(part.of(shard), part.diagonal, strict)
+    for part, place in parts(original, diagonal):
+        kernel.project_(part, place, strict)
 
 
 def parts(
@@ -85,8 +80,11 @@ def parts(
         ValueError: if the placements do not say exactly where it is, or keep the ``dominance`` from
             being computed.
     """
-    shard, found = _in_parts(tensor, diagonal, dominance)
-    return [(part.of(shard), part.diagonal) for part in found]
+    if not is_sharded(tensor):
+        return [(tensor, diagonal)]
+    shard = tensor.to_local()
+    found = _parts(tensor, shard, diagonal, dominance)
+    return [(shard[box], place) for box, place in found]
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -149,68 +147,38 @@ def _wrapped(shard: Tensor, model: "DTensor") -> Tensor:
     )
 
 
-class _Part(NamedTuple):
-    """A part of a shard, with the diagonal in it."""
-
-    box: tuple[tuple[int, int, int], ...]  # the dimensions it is shorter in, its start and length
-    diagonal: Diagonal
-
-    def of(self, shard: Tensor) -> Tensor:
-        for dim, start, length in self.box:
-            shard = shard.narrow(dim, start, length)
-        return shard
-
-
-def _in_parts(
-    tensor: Tensor, diagonal: Diagonal, dominance: Dominance | None = None
-) -> tuple[Tensor, tuple[_Part, ...]]:
-    """What this rank holds of ``tensor``, and the parts of that with diagonal entries."""
-    if not is_sharded(tensor):
-        return tensor, (_Part((), diagonal),)
+def _parts(
+    tensor: "DTensor", shard: Tensor, diagonal: Diagonal, dominance: Dominance | None
+) -> tuple[Part, ...]:
+    """The parts of ``shard``, which this rank holds of ``tensor``."""
+    mesh, placements = tensor.device_mesh, tuple(tensor.placements)
     if dominance:
-        _check_lines(tensor, diagonal, dominance)
-    shard, mesh = tensor.to_local(), tensor.device_mesh
+        _check_lines(tensor, diagonal, dominance.kind)
     coordinate = mesh.get_coordinate()
     if coordinate is None:  # this rank holds nothing of the tensor
-        return shard, ()
+        return ()
     compiling = torch.compiler.is_compiling()  # which takes no cached functions
     find = find_parts.__wrapped__ if compiling else find_parts
     shapes = tuple(tensor.shape), tuple(shard.shape)
-    found = find(*shapes, tuple(tensor.placements), mesh, tuple(coordinate), diagonal)
-    if dominance:  # which takes all taps, and leaves out other blocks only
-        rows = diagonal.resolved(tensor.ndim)[0]
-        found = tuple(
-            _Part(
-                tuple(cut for cut in part.box if cut[0] == rows),
-                replace(part.diagonal, taps=diagonal.taps),
-            )
-            for part in found
-        )
-    return shard, found
+    return find(*shapes, placements, mesh, tuple(coordinate), diagonal)
 
 
-def _check_lines(tensor: "DTensor", diagonal: Diagonal, dominance: Dominance) -> None:
+def _check_lines(tensor: "DTensor", diagonal: Diagonal, kind: Kind) -> None:
     """Refuses shards that end within a row, or a column, whose sum would need the other ranks."""
+    rows, columns = diagonal.resolved(tensor.ndim)
+    taps = range(2, tensor.ndim) if diagonal.taps == "center" else ()
+    needed, uncut = {
+        "rows": ("shards of whole rows", {columns, *taps}),
+        "columns": ("shards of whole columns", {rows, *taps}),
+        "scaled": ("replicas", {*range(tensor.ndim)}),
+    }[kind]
     mesh, placements = tensor.device_mesh, tensor.placements
-    split = {
-        placement.dim
-        for placement, chunks in zip(placements, mesh.shape, strict=True)
-        if hasattr(placement, "dim") and chunks > 1
-    }
-    dims = diagonal.resolved(tensor.ndim)
-    if dominance.kind == "scaled":
-        needed, across = "replicas", split
-    else:
-        kind = dominance.kind
-        needed = f"shards of whole {kind}"
-        other = dims[kind == "rows"]
-        taps = range(2, tensor.ndim) if diagonal.taps == "center" else ()
-        across = split & {other, *taps}
-    if across:
-        raise ValueError(
-            f"expected {needed} for dominance={dominance.kind!r}, whose sums would otherwise need "
-            f"the other ranks, found {placements} of {tuple(tensor.shape)} on {mesh}"
-        )
+    for placement, chunks in zip(placements, mesh.shape, strict=True):
+        if chunks > 1 and getattr(placement, "dim", None) in uncut:
+            raise ValueError(
+                f"expected {needed} for dominance={kind!r}, whose sums would otherwise need the "
+                f"other ranks, found {placements} of {tuple(tensor.shape)} on {mesh}"
+            )
 
 
 @lru_cache(maxsize=4096)
@@ -221,7 +189,7 @@ def find_parts(
     mesh: "DeviceMesh",
     coordinate: tuple[int, ...],
     diagonal: Diagonal,
-) -> tuple[_Part, ...]:
+) -> tuple[Part, ...]:
     """The parts of a shard of shape ``found`` that hold diagonal entries; none may be left."""
     if not _is_known(shape, placements, mesh):
         raise ValueError(
@@ -238,13 +206,14 @@ def find_parts(
         )
     dims = diagonal.resolved(len(shape))
     if not dims:
-        return (_Part((), diagonal),)
-    box = [(0, length) for length in found]
+        return (((), diagonal),)
+    cut: dict[int, slice] = {}  # by dimension
     for dim in range(2, len(shape)) if diagonal.taps == "center" else ():
         center = (shape[dim] - 1) // 2
         if center not in held[dim]:
             return ()
-        box[dim] = center - held[dim].start, 1
+        if found[dim] < shape[dim]:
+            cut[dim] = slice(center - held[dim].start, center - held[dim].start + 1)
     rows, columns = held[dims[0]], held[dims[1]]
     size = max(shape[dims[0]] // diagonal.blocks, 1)
     # The rows of a part lie within a block, or are those of whole blocks.
@@ -255,9 +224,10 @@ def find_parts(
         blocks = max((stop - start) // size, 1)
         offset = start % size - columns.start
         if -(stop - start) // blocks < offset < len(columns):
-            box[dims[0]] = start - rows.start, stop - start
-            shorter = [(dim, *cut) for dim, cut in enumerate(box) if cut[1] < found[dim]]
-            parts.append(_Part(tuple(shorter), Diagonal(dims, blocks, "all", offset)))
+            if stop - start < len(rows):
+                cut[dims[0]] = slice(start - rows.start, stop - rows.start)
+            box = tuple(cut.get(dim, slice(None)) for dim in range(len(shape))) if cut else ()
+            parts.append((box, Diagonal(dims, blocks, diagonal.taps, offset)))
     return tuple(parts)
 
 

@@ -11,6 +11,7 @@ from negdiag_param import (
     ClampDiagonal,
     NegativeDiagonal,
     NegExpDiagonal,
+    NegSoftplusDiagonal,
     register_negative_diagonal,
 )
 from tests.support.modules import LearnedScale
@@ -93,6 +94,21 @@ def test_all_orders_are_finite_where_the_value_overflows(name):
                     break  # that of a constant slope
                 (derivative,) = torch.autograd.grad(derivative.sum(), original, create_graph=True)
                 assert derivative.isfinite().all(), (x, derivative)
+
+
+@pytest.mark.parametrize("beta", [1e-5, 1.0, 1e5])
+def test_large_gradients_come_through_softplus_in_every_form(beta):
+    parametrization = NegSoftplusDiagonal(beta=beta)
+    x = torch.tensor([-50.0, -1.0, 0.0, 1.0, 50.0]) / beta
+    upstream = torch.full_like(x, 3e35)
+    leaf = x.clone().requires_grad_()
+    (eager,) = torch.autograd.grad(parametrization(leaf), leaf, upstream)
+    expected = (upstream * -(beta * x.double()).sigmoid()).float()
+    torch.testing.assert_close(eager, expected, rtol=1e-5, atol=0)
+    _, pull_back = torch.func.vjp(parametrization, x)
+    torch.testing.assert_close(pull_back(upstream)[0], expected, rtol=1e-5, atol=0)
+    (again,) = torch.autograd.grad(parametrization(leaf), leaf, upstream, create_graph=True)
+    torch.testing.assert_close(again.detach(), expected, rtol=1e-5, atol=0)
 
 
 def test_a_map_that_learns_gets_its_gradient():

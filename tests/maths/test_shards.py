@@ -94,11 +94,11 @@ def test_the_parts_are_the_diagonal_of_what_a_rank_holds(data):
         expected = expected.index_select(dim, indices(dim, size, layout))
     found = torch.zeros(expected.shape, dtype=torch.int64)
     diagonal = Diagonal(**where.options)
-    for part in shards.find_parts(where.shape, tuple(found.shape), *layout, diagonal):
-        piece = part.of(found)
-        scattered = part.diagonal.scattered(piece, part.diagonal.view(piece) + 1)
-        exported = part.diagonal.exported(piece, lambda entries: entries + 1)
-        entries = part.diagonal.view(piece)
+    for box, place in shards.find_parts(where.shape, tuple(found.shape), *layout, diagonal):
+        piece = found[box]
+        scattered = place.scattered(piece, place.view(piece) + 1)
+        exported = place.exported(piece, lambda entries: entries + 1)
+        entries = place.view(piece)
         assert entries.numel() or 0 in found.shape
         entries += 1
         assert piece.equal(scattered)
@@ -116,8 +116,8 @@ def test_shards_cut_through_blocks():
             kept = [indices(dim, size, Layout(*layout)) for dim, size in enumerate(shape)]
             found = torch.zeros([len(left) for left in kept], dtype=torch.int64)
             diagonal = Diagonal(blocks=blocks)
-            for part in shards.find_parts(shape, tuple(found.shape), *layout, diagonal):
-                entries = part.diagonal.view(part.of(found))
+            for box, place in shards.find_parts(shape, tuple(found.shape), *layout, diagonal):
+                entries = place.view(found[box])
                 assert entries.numel() or not found.numel()
                 entries += 1
             assert found.equal(expected[kept[0]][:, kept[1]])
