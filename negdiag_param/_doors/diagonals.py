@@ -13,8 +13,8 @@ from negdiag_param._private import is_just_forward
 def negative_diagonals(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Iterates over the name and the diagonal of every registered tensor of a model.
 
-    In plain words: what you log during training, or penalise: the diagonals are differentiable,
-    and cost O(n) each, since the rest of the weight is not computed.
+    In plain words: use it to log the diagonals during training, or to penalise them. They are
+    differentiable and cost O(n) each, since the rest of the weight is not computed.
 
     Args:
         model: any module; its registered tensors are found within it.

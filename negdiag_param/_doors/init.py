@@ -21,17 +21,19 @@ def init_(
 ) -> M:
     """Runs an initializer, such as one of ``torch.nn.init``, on a registered tensor.
 
-    In plain words: the initializer fills a plain tensor in place, and that becomes the weight;
-    diagonal entries that are not below ``-margin`` are reflected, ``d -> -|d|``. Calling the
-    initializer on ``module.weight`` itself has no effect, since that is computed anew each time.
+    In plain words: the initializer fills a plain tensor in place, and the weight is set to that;
+    diagonal entries that are not below ``-margin`` are changed silently, as
+    :func:`register_negative_diagonal` does it. Calling the initializer on ``module.weight`` itself
+    has no effect, since that is computed anew each time it is read.
 
     Args:
         module: the module that was registered, or one that contains it.
-        tensor_name: a name, a dotted name or a shell-style pattern, as for
-            :func:`register_negative_diagonal`.
-        initializer: any callable that fills the tensor given first in place.
-        *args: further arguments for ``initializer``.
-        **kwargs: keyword arguments for ``initializer``.
+        tensor_name: as for :func:`register_negative_diagonal`: ``"weight"``,
+            ``"encoder.0.weight"``, or ``"*"`` for all registered tensors.
+        initializer: any callable that fills the tensor given first in place:
+            ``nn.init.orthogonal_``.
+        *args: further arguments for ``initializer``: ``0.5`` for ``nn.init.constant_``.
+        **kwargs: keyword arguments for ``initializer``: ``gain=2.0``.
 
     Returns:
         ``module``.

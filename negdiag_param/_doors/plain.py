@@ -19,8 +19,9 @@ from negdiag_param._parametrization.parametrization import NegativeDiagonal
 def plain_state_dict(model: nn.Module) -> "OrderedDict[str, Any]":
     """The state dict that the model would have if it had never been registered.
 
-    In plain words: every registered tensor stands under its own name with its current value, so
-    the result loads with ``strict=True`` into a stock model, and into a registered one.
+    In plain words: a checkpoint for those who do not use this package. Every registered tensor
+    stands under its own name with its current value, so the result loads with ``strict=True``
+    into a stock model, and into a registered one.
 
     Args:
         model: any module; its registered tensors are found within it.
@@ -30,7 +31,8 @@ def plain_state_dict(model: nn.Module) -> "OrderedDict[str, Any]":
 
     Raises:
         TypeError: if ``model`` is not a module.
-        ValueError: if a registered tensor carries parametrizations beside ours.
+        ValueError: if a registered tensor carries parametrizations beside ours, or
+            FullyShardedDataParallel gives shards of it in place of the whole.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
@@ -46,6 +48,12 @@ def plain_state_dict(model: nn.Module) -> "OrderedDict[str, Any]":
         inside = f"parametrizations.{tensor_name}."
         prefix = key.removesuffix(f"{inside}original")
         ours += (f"{prefix}{inside}",)
+        if type(state[key]).__name__ == "ShardedTensor":
+            raise ValueError(
+                f"{key}: expected a whole tensor in the state dict, got a ShardedTensor, as "
+                f"FullyShardedDataParallel gives for StateDictType.SHARDED_STATE_DICT; go within "
+                f"FullyShardedDataParallel.state_dict_type(model, StateDictType.FULL_STATE_DICT)"
+            )
         with torch.no_grad():
             entries[f"{prefix}{tensor_name}"] = parametrization(state[key])
         # In the stock model the tensors of a module come before those of its submodules.

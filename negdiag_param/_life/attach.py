@@ -20,10 +20,10 @@ from negdiag_param._private import non_persistent_buffers, own_buffers, own_modu
 Change = Callable[[], None]
 
 
-def registration(owner: nn.Module, tensor_name: str, parametrization: NegativeDiagonal) -> Change:
-    """Prepares a registration; the weight keeps its value, reflected where infeasible."""
-    with torch.no_grad():
-        value: Tensor = getattr(owner, tensor_name).detach()
+def registration(
+    owner: nn.Module, tensor_name: str, parametrization: NegativeDiagonal, value: Tensor
+) -> Change:
+    """Prepares a registration; the tensor keeps its ``value``, reflected where infeasible."""
     original = parametrization.right_inverse(value, parametrization.options.at_registration)
     if tensor_name not in lookup.lists(owner):
         return partial(_attach, owner, tensor_name, parametrization, original)
