@@ -1,23 +1,23 @@
-"""Keeps the diagonal of PyTorch weights negative throughout training.
+"""Negative diagonals for PyTorch weights, throughout training.
 
-    layer = register_negative_diagonal(nn.Linear(3, 3), "weight", map="clamp", margin=0.1)
+    layer = register_negative_diagonal(nn.Linear(3, 3), "weight")
 
-register_negative_diagonal  keeps the diagonal of a weight negative from now on
+register_negative_diagonal  keeps a diagonal negative from now on
 remove_negative_diagonal    ends that; the weight keeps its current value
 negative_diagonals          the diagonals of a model, to log or to penalise
-init_                       runs a function of torch.nn.init on a registered weight
-plain_state_dict            the checkpoint that the unregistered model would have
+init_                       runs a torch.nn.init function on such a weight
+plain_state_dict            a checkpoint for the model without registration
 
-The maps, each a torch.nn.utils.parametrize parametrization; diagonals for margin=0:
+The maps, parametrizations that make a diagonal entry (here for margin=0):
 
-ClampDiagonal       map="clamp"      min(x, 0), and x is set to it after each optimizer step
-NegExpDiagonal      map="exp"        -exp(x)
-NegSoftplusDiagonal map="softplus"   -log(1 + exp(beta x)) / beta
-NegSquareDiagonal   map="square"     -|x| (|x| + 0.01)
-SignFlipDiagonal    map="sign_flip"  -|x|
-NegativeDiagonal    their base class, for a map of your own
+ClampDiagonal        map="clamp"      min(x, 0), also for x after each step
+NegExpDiagonal       map="exp"        -exp(x)
+NegSoftplusDiagonal  map="softplus"   -log(1 + exp(beta x)) / beta
+NegSquareDiagonal    map="square"     -|x| (|x| + 0.01)
+SignFlipDiagonal     map="sign_flip"  -|x|
+NegativeDiagonal     the base class, for a map of your own
 
-help(negdiag_param.init_), and so on, shows each in full.
+help(negdiag_param.init_), for example, shows one in full.
 """
 
 from negdiag_param._doors.diagonals import negative_diagonals
