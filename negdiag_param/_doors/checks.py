@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from negdiag_param._doors.targets import Target, every, is_registered
+from negdiag_param._doors.targets import Target, every
 from negdiag_param._parametrization.invert import dense, summary
 from negdiag_param._private import has_values
 
@@ -20,7 +20,7 @@ def check_carrier(target: Target) -> None:
             f"expected a name that an nn.ModuleDict can hold, where parametrizations are "
             f"kept, got {tensor_name!r}, which is an attribute of it"
         )
-    if is_registered(target):
+    if target.is_registered:
         raise ValueError("expected a tensor not registered yet, got one that is")
     stored = dense(target.stored[0])
     if stored.is_inference() and not torch.is_inference_mode_enabled():
@@ -56,11 +56,11 @@ def check_kept_nowhere_else(found: list[Target]) -> None:
     """Refuses tensors that their module keeps a second time, in a list, a dict or an attribute."""
     for target in found:
         originals = {id(stored) for stored in target.stored}
-        skipped = ["_parameters", "_buffers", "_modules"]
+        own = {"_parameters", "_buffers", "_modules"}
         if isinstance(target.owner, nn.RNNBase):
-            skipped.append("_flat_weights")  # collected anew before every forward pass
-        for attribute, value in vars(target.owner).items():
-            for where, tensor in () if attribute in skipped else _tensors(value):
+            own.add("_flat_weights")  # collected anew before every forward pass
+        for attribute in vars(target.owner).keys() - own:
+            for where, tensor in _tensors(vars(target.owner)[attribute]):
                 if id(tensor) in originals:
                     raise ValueError(
                         f"{target.name}: expected a tensor that its module reads as "

@@ -35,15 +35,15 @@ def negative_diagonals(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         >>> sum(diagonal.square().sum() for _, diagonal in negative_diagonals(model)).backward()
     """
     found = targets.every(targets.checked(model, "model"))
-    return map(_diagonal, filter(targets.is_registered, found))
+    return ((target.name, _diagonal(target)) for target in found if target.is_registered)
 
 
-def _diagonal(target: Target) -> tuple[str, Tensor]:
-    parametrization = lookup.ours(target.owner)[target.tensor_name]
-    targets.check_whole(target, parametrization.record.ndim)
-    chain = lookup.lists(target.owner)[target.tensor_name]
-    if lookup.is_alone(target.owner, target.tensor_name) and all(
-        map(is_just_forward, (chain, parametrization))
+def _diagonal(target: Target) -> Tensor:
+    owner, tensor_name = target.owner, target.tensor_name
+    parametrization = lookup.ours(owner)[tensor_name]
+    targets.check_whole(target)
+    if lookup.is_alone(owner, tensor_name) and all(
+        map(is_just_forward, (lookup.lists(owner)[tensor_name], parametrization))
     ):
-        return target.name, parametrization.entries(target.stored[0])
-    return target.name, parametrization.options.diagonal.view(targets.gathered(target))
+        return parametrization.entries(target.stored[0])
+    return parametrization.options.diagonal.view(targets.gathered(target))

@@ -57,20 +57,24 @@ def init_(
         raise TypeError(f"initializer: expected a callable, got {type(initializer).__name__}")
     changes: list[tuple[Tensor, Tensor]] = []
     for target in found:
-        ours = lookup.ours(target.owner)[target.tensor_name]
-        targets.check_whole(target, ours.record.ndim)
+        targets.check_whole(target)
         with torch.no_grad():
             value = targets.gathered(target).clone()
             before = value.clone()
             with agreement.together(target.stored, target.name):
                 result = initializer(value, *args, **kwargs)
-                left = isinstance(result, Tensor) and has_values(value) and value.equal(before)
-                if left and len({t.untyped_storage().data_ptr() for t in (value, result)}) > 1:
+                unchanged = has_values(value) and value.equal(before)
+                if unchanged and isinstance(result, Tensor) and not _same_memory(value, result):
                     raise ValueError(
                         f"initializer: expected a callable that fills its tensor in place, got one "
                         f"that left it as it was and returned another, {summary(result)}"
                     )
             value = shards.of_first_rank(value, target.stored[0])
-        changes += writes(target.owner, target.tensor_name, value, ours.options.at_registration)
+        options = lookup.ours(target.owner)[target.tensor_name].options
+        changes += writes(target.owner, target.tensor_name, value, options.at_registration)
     carry_out(changes)
     return module
+
+
+def _same_memory(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()

@@ -1,14 +1,10 @@
 """The class of a registered module: what ``torch.nn.utils.parametrize`` injects, and more.
 
-PyTorch gives every parametrized module a class of its own and lets deep copies share it, so that
-removing a parametrization from a copy takes the property from its source, and a compiled model
-knows as many classes as it has layers. Here all modules with the same base and the same
-parametrized tensors share one class. PyTorch edits the class of one module, immediately before it
-edits that module's dictionary of parametrizations; the dictionary notices, puts the shared class
+PyTorch gives every parametrized module a class of its own, which its deep copies share, so that
+what it does to the class of one module happens to the copies too. Here all modules with the same
+base and the same parametrized tensors share one class. PyTorch edits that immediately before it
+edits the module's dictionary of parametrizations. The dictionary notices, puts the shared class
 right again, and gives the module another one.
-
-With the class come copies and pickles that work, checked assignment, plain checkpoints, and resets
-that take effect. Removing the last parametrization gives the module its first class back.
 """
 
 import copyreg
