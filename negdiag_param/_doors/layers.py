@@ -1,4 +1,4 @@
-"""What is known of PyTorch's layers: groups, gates, and where a convolution has its centre."""
+"""Facts about PyTorch's layers: convolutions have groups and kernels, RNNs have gates."""
 
 from typing import TypeAlias
 

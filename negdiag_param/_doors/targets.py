@@ -1,4 +1,4 @@
-"""From a tensor name, dotted name or pattern to the modules that own the tensors."""
+"""Finds the tensors that a name, a dotted name or a pattern means."""
 
 import difflib
 from collections.abc import Callable, Iterator
@@ -38,7 +38,7 @@ class Target:
 def find(
     module: object, tensor_name: object, suits: Callable[[Target], object], wanted: str
 ) -> list[Target]:
-    """The tensors that ``tensor_name`` means. Of several, those that suit, having ``wanted``."""
+    """The tensors of that name or, of several, those that suit; ``wanted`` is what they need."""
     module = checked(module, "module")
     if not isinstance(tensor_name, str):
         raise TypeError(f"tensor_name: expected a string, got {type(tensor_name).__name__}")
@@ -55,8 +55,8 @@ def find(
         found = [
             t
             for t in targets
-            if (fnmatchcase(t.name, tensor_name) or fnmatchcase(t.path, tensor_name))
-            and not any(id(original) in buffers for original in t.stored)
+            if any(fnmatchcase(name, tensor_name) for name in (t.name, t.path))
+            and buffers.isdisjoint(map(id, t.stored))
         ]
     suitable = [t for t in found if suits(t)]
     if not suitable:
@@ -90,7 +90,7 @@ def checked(module: object, argument: str) -> nn.Module:
 
 
 def gathered(target: Target) -> Tensor:
-    """The whole tensor, as a single process would hold it. All ranks gather it, or none."""
+    """The whole tensor, as a single process would hold it. All ranks have to call this."""
     with agreement.together(target.stored, target.name):
         value = target.tensor
     return shards.whole(value)
@@ -137,8 +137,8 @@ def named_owners(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
 
 
 def _is_transparent(wrapper: nn.Module, wrapped: nn.Module) -> bool:
-    """Whether ``wrapper`` passes the attributes of ``wrapped`` through as if they were its own."""
-    own = set(lookup.own_tensors(wrapper))  # which would hide those of the same name
+    """Whether attributes of ``wrapped`` can be read from ``wrapper`` as if they were its own."""
+    own = set(lookup.own_tensors(wrapper))  # they hide tensors of the same name in wrapped
     if type(wrapper).__getattr__ is nn.Module.__getattr__ or own & {*lookup.own_tensors(wrapped)}:
         return False
     # Compare the first entry whose name the wrapper does not use itself. A wrapper of a wrapper

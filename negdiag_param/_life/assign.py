@@ -1,4 +1,4 @@
-"""From a value to the originals that give it."""
+"""Assignment: the originals that give a value, and how they are written."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ def assign(module: nn.Module, tensor_name: str, value: Any) -> None:
 
 
 def carry_out(changes: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Writes each second tensor into the first, which keeps its storage and its strides."""
+    """Writes each second tensor into the first, which keeps its storage; all of them or none."""
     with torch.no_grad():
         pairs = [(original, shards.like(value, original)) for original, value in changes]
         with kept(original for original, _ in pairs if len(pairs) > 1):
@@ -35,7 +35,7 @@ def carry_out(changes: Iterable[tuple[Tensor, Tensor]]) -> None:
 
 @contextmanager
 def kept(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Gives the tensors their values back if the block fails."""
+    """Restores the values of the tensors if the block fails."""
     before = [(tensor, tensor.detach().clone()) for tensor in tensors]
     try:
         yield
@@ -49,7 +49,7 @@ def kept(tensors: Iterable[Tensor]) -> Iterator[None]:
 def writes(
     module: nn.Module, tensor_name: str, value: object, infeasible: Infeasible | None = None
 ) -> list[tuple[Tensor, Tensor]]:
-    """The originals of a tensor, and what they have to hold for it to be ``value``."""
+    """Each original of a tensor, with what to write into it so that the tensor is ``value``."""
     if _private.function_transforms_active(if_unknown=False) or is_substituting():
         raise RuntimeError(
             f"{tensor_name}: expected no assignment inside a torch.func transform or "
@@ -103,7 +103,7 @@ def writes(
 def inverse(
     parametrization: NegativeDiagonal, value: Tensor, infeasible: Infeasible | None = None
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """The original for ``value``, and what the scaling has to hold, which is not written yet."""
+    """The original for ``value``, and the scaling with what to write into it, if there is one."""
     eta = lookup.scaling(parametrization)
     if eta is None:
         return parametrization.right_inverse(value, infeasible), []

@@ -35,7 +35,7 @@ def translating(load: Callable[..., None]) -> Callable[..., None]:
 def _translate(
     module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]
 ) -> Iterator[str]:
-    """Turns plain entries for ``module`` into originals, and yields what is wrong with them."""
+    """Replaces plain entries for ``module`` by originals; yields a message for each wrong one."""
     for tensor_name, parametrization in lookup.ours(module).items():
         plain, inside = prefix + tensor_name, f"{prefix}parametrizations.{tensor_name}."
         named = lookup.named_originals(module, tensor_name)
@@ -79,13 +79,13 @@ def _translate(
                     del state_dict[plain]
         except (TypeError, ValueError) as error:
             yield f"While loading {plain}: {error}"
-            # PyTorch loads the current tensors instead, and reports nothing beside our error.
+            # Load the current tensors instead, so that only this error is reported.
             state_dict.update(held)
             state_dict[mark] = parametrization.get_extra_state()
 
 
 def _inverses(value: Any, module: nn.Module, tensor_name: str, assigned: bool) -> list[Any]:
-    """What the originals have to hold for the tensor to be ``value``."""
+    """What to load into the originals, and the scaling, so that the tensor is ``value``."""
     originals = lookup.originals(module, tensor_name)
     if not isinstance(value, Tensor) or value.shape != getattr(module, tensor_name).shape:
         return [value] * len(originals)  # load_state_dict says what is wrong with it
@@ -109,7 +109,7 @@ def _is_redundant(weight: object, original: object, parametrization: nn.Module) 
 
 
 def _check_not_left_out(plain: str) -> None:
-    """Refuses plain entries without the names of wrappers, which nobody would load."""
+    """Refuses plain entries whose keys lack the names of wrappers, which would be ignored."""
     key = ".".join(part for part in plain.split(".") if part not in _WRAPPED)
     if key != plain and key in canonical_state():
         raise ValueError(
@@ -120,7 +120,7 @@ def _check_not_left_out(plain: str) -> None:
 
 
 def _check_real(*values: object) -> None:
-    """Refuses complex and quantized tensors, of which loading would keep the real part only."""
+    """Refuses complex and quantized tensors, whose conversion to floats would lose a part."""
     for value in values:
         if isinstance(value, Tensor) and (value.is_complex() or value.is_quantized):
             raise TypeError(f"expected real numbers, got {summary(value)}")

@@ -1,4 +1,4 @@
-"""Reads PyTorch's lists of parametrizations: the module's own, never those of a wrapped one."""
+"""Finds parametrizations and originals: those of the module itself, not of one that it wraps."""
 
 from collections.abc import Iterable, MutableMapping
 from typing import Any
@@ -12,7 +12,7 @@ from negdiag_param._private import own_buffers, own_modules, own_parameters
 
 
 def lists(module: nn.Module) -> dict[str, nn.Module]:
-    """The lists of parametrizations by tensor name. Something may have wrapped a list."""
+    """PyTorch's lists of parametrizations by tensor name. A list may be within a wrapper."""
     holder = None
     if not isinstance(module, torch.jit.ScriptModule):
         holder = own_modules(module).get("parametrizations")

@@ -58,6 +58,7 @@ class Parametrizations(nn.ModuleDict):
     def _update_class(self, key: str) -> None:
         for owner in self.owner:
             cls = type(owner)
+            # PyTorch has replaced or deleted the property of the shared class, or added one.
             if key in vars(cls).get(_TENSORS, ()):
                 setattr(cls, key, tensor_property(cls.__bases__[0], key))
             elif key in vars(cls):
