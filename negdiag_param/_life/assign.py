@@ -62,7 +62,7 @@ def writes(
     with named(tensor_name):
         # What fully_shard has sharded lies on a mesh of more dimensions than before.
         if (
-            ours
+            ours is not None
             and _private.is_managed_by_fsdp(chain)
             and any(shards.mesh_dims(original) <= ours.record.mesh_dims for original in originals)
         ):
