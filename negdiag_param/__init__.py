@@ -1,4 +1,24 @@
-"""Negative diagonals for PyTorch weights, throughout training."""
+"""Negative diagonals for PyTorch weights, throughout training.
+
+    layer = register_negative_diagonal(nn.Linear(3, 3), "weight")
+
+register_negative_diagonal  keeps a diagonal negative from now on
+remove_negative_diagonal    ends that; the weight keeps its current value
+negative_diagonals          the diagonals of a model, to log or to penalise
+init_                       runs a torch.nn.init function on such a weight
+plain_state_dict            a checkpoint for the model without registration
+
+The maps, parametrizations that make a diagonal entry (here for margin=0):
+
+ClampDiagonal        map="clamp"      min(x, 0), also for x after each step
+NegExpDiagonal       map="exp"        -exp(x)
+NegSoftplusDiagonal  map="softplus"   -log(1 + exp(beta x)) / beta
+NegSquareDiagonal    map="square"     -|x| (|x| + 0.01)
+SignFlipDiagonal     map="sign_flip"  -|x|
+NegativeDiagonal     the base class, for a map of your own
+
+help(negdiag_param.init_), for example, shows one in full.
+"""
 
 from negdiag_param._doors.diagonals import negative_diagonals
 from negdiag_param._doors.init import init_

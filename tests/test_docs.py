@@ -1,6 +1,7 @@
 """Everything shown in README and docstrings runs."""
 
 import doctest
+import pydoc
 import re
 from pathlib import Path
 
@@ -24,6 +25,15 @@ def test_docstring_examples(name):
     results = [runner.run(test) for test in found]
     assert not any(result.failed for result in results)
     assert any(result.attempted for result in results)
+
+
+def test_help_of_the_package_begins_with_all_names_on_one_screen():
+    text = pydoc.plain(pydoc.render_doc(negdiag_param)).partition("\n\nPACKAGE CONTENTS")[0]
+    listed = re.findall(r"^    (\w+) +\S", text, re.MULTILINE)
+    assert set(negdiag_param.__all__) <= set(listed)
+    lines = text.splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
 
 
 def test_readme_code(tmp_path, monkeypatch):

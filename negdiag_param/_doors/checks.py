@@ -1,11 +1,11 @@
-"""What cannot be registered, with the reason. Nothing here changes anything."""
+"""Refuses what cannot be registered, before anything changes."""
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from negdiag_param._doors.targets import Target, every, is_registered
+from negdiag_param._doors.targets import Target, every
 from negdiag_param._parametrization.invert import dense, summary
 from negdiag_param._private import has_values
 
@@ -20,7 +20,7 @@ def check_carrier(target: Target) -> None:
             f"expected a name that an nn.ModuleDict can hold, where parametrizations are "
             f"kept, got {tensor_name!r}, which is an attribute of it"
         )
-    if is_registered(target):
+    if target.is_registered:
         raise ValueError("expected a tensor not registered yet, got one that is")
     stored = dense(target.stored[0])
     if stored.is_inference() and not torch.is_inference_mode_enabled():
@@ -53,14 +53,14 @@ def check_untied(module: nn.Module, found: list[Target], consequence: str) -> No
 
 
 def check_kept_nowhere_else(found: list[Target]) -> None:
-    """Refuses tensors that their module keeps a second time, in a list, a dict or an attribute."""
+    """Refuses tensors that their module also keeps in a list, a dict or another attribute."""
     for target in found:
         originals = {id(stored) for stored in target.stored}
-        skipped = ["_parameters", "_buffers", "_modules"]
+        own = {"_parameters", "_buffers", "_modules"}
         if isinstance(target.owner, nn.RNNBase):
-            skipped.append("_flat_weights")  # collected anew before every forward pass
-        for attribute, value in vars(target.owner).items():
-            for where, tensor in () if attribute in skipped else _tensors(value):
+            own.add("_flat_weights")  # collected anew before every forward pass
+        for attribute in vars(target.owner).keys() - own:
+            for where, tensor in _tensors(vars(target.owner)[attribute]):
                 if id(tensor) in originals:
                     raise ValueError(
                         f"{target.name}: expected a tensor that its module reads as "
@@ -71,7 +71,7 @@ def check_kept_nowhere_else(found: list[Target]) -> None:
 
 
 def _may_overlap(stored: Tensor) -> bool:
-    """Whether entries may share memory: a stride within the reach of all shorter ones."""
+    """Whether entries may share memory: a stride that is not beyond what all shorter ones reach."""
     reach = 0
     for step, n in sorted(zip(stored.stride(), stored.shape, strict=True)):
         if n > 1 and step <= reach:
@@ -81,7 +81,7 @@ def _may_overlap(stored: Tensor) -> bool:
 
 
 def _tensors(value: object, depth: int = 3) -> Iterator[tuple[str, Tensor]]:
-    """The tensors in containers within ``depth`` containers, and their indices there."""
+    """The tensors in ``value`` and the containers in it, with their indices, such as ``[0]``."""
     if isinstance(value, Tensor):
         yield "", value
     elif depth and isinstance(value, (dict, list, tuple, set)):
@@ -90,7 +90,7 @@ def _tensors(value: object, depth: int = 3) -> Iterator[tuple[str, Tensor]]:
 
 
 def _memory(tensor: Tensor) -> object:
-    """What is equal for tensors that may share memory."""
+    """A key that is the same for all tensors that may share memory."""
     plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
     if plain and has_values(tensor) and tensor.numel():
         return tensor.device, tensor.untyped_storage().data_ptr()

@@ -13,8 +13,8 @@ from negdiag_param._private import is_just_forward
 def negative_diagonals(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Iterates over the name and the diagonal of every registered tensor of a model.
 
-    In plain words: what you log during training, or penalise: the diagonals are differentiable,
-    and cost O(n) each, since the rest of the weight is not computed.
+    In plain words: use it to log the diagonals during training, or to penalise them. They are
+    differentiable and cost O(n) each, since the rest of the weight is not computed.
 
     Args:
         model: any module; its registered tensors are found within it.
@@ -35,15 +35,15 @@ def negative_diagonals(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         >>> sum(diagonal.square().sum() for _, diagonal in negative_diagonals(model)).backward()
     """
     found = targets.every(targets.checked(model, "model"))
-    return map(_diagonal, filter(targets.is_registered, found))
+    return ((target.name, _diagonal(target)) for target in found if target.is_registered)
 
 
-def _diagonal(target: Target) -> tuple[str, Tensor]:
-    parametrization = lookup.ours(target.owner)[target.tensor_name]
-    targets.check_whole(target, parametrization.record.ndim)
-    chain = lookup.lists(target.owner)[target.tensor_name]
-    if lookup.is_alone(target.owner, target.tensor_name) and all(
-        map(is_just_forward, (chain, parametrization))
+def _diagonal(target: Target) -> Tensor:
+    owner, tensor_name = target.owner, target.tensor_name
+    parametrization = lookup.ours(owner)[tensor_name]
+    targets.check_whole(target)
+    if lookup.is_alone(owner, tensor_name) and all(
+        map(is_just_forward, (lookup.lists(owner)[tensor_name], parametrization))
     ):
-        return target.name, parametrization.entries(target.stored[0])
-    return target.name, parametrization.options.diagonal.view(targets.gathered(target))
+        return parametrization.entries(target.stored[0])
+    return parametrization.options.diagonal.view(targets.gathered(target))

@@ -21,17 +21,19 @@ def init_(
 ) -> M:
     """Runs an initializer, such as one of ``torch.nn.init``, on a registered tensor.
 
-    In plain words: the initializer fills a plain tensor in place, and that becomes the weight;
-    diagonal entries that are not below ``-margin`` are reflected, ``d -> -|d|``. Calling the
-    initializer on ``module.weight`` itself has no effect, since that is computed anew each time.
+    In plain words: the initializer fills a plain tensor in place, and the weight is set to that;
+    diagonal entries that are not below ``-margin`` are changed silently, as
+    :func:`register_negative_diagonal` does it. Calling the initializer on ``module.weight`` itself
+    has no effect, since that is computed anew each time it is read.
 
     Args:
         module: the module that was registered, or one that contains it.
-        tensor_name: a name, a dotted name or a shell-style pattern, as for
-            :func:`register_negative_diagonal`.
-        initializer: any callable that fills the tensor given first in place.
-        *args: further arguments for ``initializer``.
-        **kwargs: keyword arguments for ``initializer``.
+        tensor_name: as for :func:`register_negative_diagonal`: ``"weight"``,
+            ``"encoder.0.weight"``, or ``"*"`` for all registered tensors.
+        initializer: any callable that fills the tensor given first in place:
+            ``nn.init.orthogonal_``.
+        *args: further arguments for ``initializer``: ``0.5`` for ``nn.init.constant_``.
+        **kwargs: keyword arguments for ``initializer``: ``gain=2.0``.
 
     Returns:
         ``module``.
@@ -55,20 +57,24 @@ def init_(
         raise TypeError(f"initializer: expected a callable, got {type(initializer).__name__}")
     changes: list[tuple[Tensor, Tensor]] = []
     for target in found:
-        ours = lookup.ours(target.owner)[target.tensor_name]
-        targets.check_whole(target, ours.record.ndim)
+        targets.check_whole(target)
         with torch.no_grad():
             value = targets.gathered(target).clone()
             before = value.clone()
             with agreement.together(target.stored, target.name):
                 result = initializer(value, *args, **kwargs)
-                left = isinstance(result, Tensor) and has_values(value) and value.equal(before)
-                if left and len({t.untyped_storage().data_ptr() for t in (value, result)}) > 1:
+                unchanged = has_values(value) and value.equal(before)
+                if unchanged and isinstance(result, Tensor) and not _same_memory(value, result):
                     raise ValueError(
                         f"initializer: expected a callable that fills its tensor in place, got one "
                         f"that left it as it was and returned another, {summary(result)}"
                     )
             value = shards.of_first_rank(value, target.stored[0])
-        changes += writes(target.owner, target.tensor_name, value, ours.options.at_registration)
+        options = lookup.ours(target.owner)[target.tensor_name].options
+        changes += writes(target.owner, target.tensor_name, value, options.at_registration)
     carry_out(changes)
     return module
+
+
+def _same_memory(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()

@@ -1,4 +1,4 @@
-"""What is known of PyTorch's layers: groups, gates, and where a convolution has its centre."""
+"""Facts about PyTorch's layers: convolutions have groups and kernels, RNNs have gates."""
 
 from typing import TypeAlias
 
@@ -11,8 +11,7 @@ from negdiag_param._parametrization.options import Options
 _Convolution: TypeAlias = (
     nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 )
-_GATES = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
-_STACKS = _GATES | {nn.MultiheadAttention: 3}
+_STACKS = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3, nn.MultiheadAttention: 3}
 
 
 def has_kernel(owner: nn.Module, tensor_name: str) -> TypeIs[_Convolution]:
@@ -24,22 +23,14 @@ def blocks(owner: nn.Module, tensor_name: str) -> int:
     """How many matrices are stacked along the rows of a tensor: groups or gates."""
     if has_kernel(owner, tensor_name):
         return owner.groups
-    if tensor_name.startswith("weight_hh"):
-        return next((gates for cls, gates in _GATES.items() if isinstance(owner, cls)), 1)
-    return 1
+    return _stacked(owner) if tensor_name.startswith("weight_hh") else 1
 
 
 def check(owner: nn.Module, tensor_name: str, options: Options, value: Tensor) -> None:
     """Refuses layers whose gradients, dimensions or kernels do not suit."""
+    gates, unsaid = _stacked(owner), options.blocks is None and options.dims is None
     # Inputs are not the units themselves, so a diagonal of gates' inputs is meant only if said so.
-    stacked = "in_proj_weight" if isinstance(owner, nn.MultiheadAttention) else "weight_ih"
-    gates = next((n for cls, n in _STACKS.items() if isinstance(owner, cls)), 1)
-    if (
-        gates > 1
-        and tensor_name.startswith(stacked)
-        and options.blocks is None
-        and options.dims is None
-    ):
+    if gates > 1 and unsaid and tensor_name.startswith(("weight_ih", "in_proj_weight")):
         raise ValueError(
             f"expected blocks, as {gates} matrices are stacked in {tensor_name}, got none; "
             f"{summary(value)}; pass blocks={gates} for a diagonal in each"
@@ -61,11 +52,14 @@ def check(owner: nn.Module, tensor_name: str, options: Options, value: Tensor) -
             f"expected taps='center' for dominance={options.dominance!r} of a convolution, got "
             f"taps='all', which is not the diagonal of its matrix; {summary(value)}"
         )
-    if options.taps == "center":
-        for size, dilation in zip(owner.kernel_size, owner.dilation, strict=True):
-            if size % 2 == 0 and dilation > 1:  # the diagonal falls between two taps
-                raise ValueError(
-                    f"expected an odd kernel size where the dilation is above 1 for "
-                    f"taps='center', got kernel_size={owner.kernel_size}, "
-                    f"dilation={owner.dilation}, whose main diagonal no tap reaches"
-                )
+    kernel = zip(owner.kernel_size, owner.dilation, strict=True)
+    if options.taps == "center" and any(size % 2 == 0 and step > 1 for size, step in kernel):
+        raise ValueError(
+            f"expected an odd kernel size where the dilation is above 1 for taps='center', got "
+            f"kernel_size={owner.kernel_size}, dilation={owner.dilation}, whose main diagonal "
+            f"no tap reaches"
+        )
+
+
+def _stacked(owner: nn.Module) -> int:
+    return next((number for cls, number in _STACKS.items() if isinstance(owner, cls)), 1)

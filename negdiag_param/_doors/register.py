@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from typing_extensions import Unpack
 
@@ -31,56 +31,67 @@ def register_negative_diagonal(
     map: Map = "clamp",
     **options: Unpack[MapOptionsDict],
 ) -> M:
-    r"""Keeps the diagonal of a layer's weight negative throughout training, in one line.
+    r"""Keeps the diagonal of a layer's weight negative throughout training.
 
     .. math::
         W_{ii} = \operatorname{map}(X_{ii}) \le -\text{margin},
         \qquad W_{ij} = X_{ij} \quad (i \ne j)
 
-    by default ``min(x, -margin)``, see :class:`ClampDiagonal`. In plain words: ``module.weight``
-    becomes a function of the original, the tensor that the optimizer trains; its diagonal is
-    negative at every step and everything else is free. The parameter object stays the same, so an
-    optimizer made before still works. Assigning to ``module.weight`` sets the weight to that
-    value; a parameter is copied, not tied. Writing into it in place
-    (``nn.init.zeros_(module.weight)``) has no effect: use :func:`init_`.
+    In plain words: from now on, ``module.weight`` is computed from another tensor, the original
+    ``X``, which the optimizer trains. Its diagonal is negative at every step, and all other
+    entries are those of the original. The original is the parameter that the weight was before,
+    so an optimizer made earlier still works.
+
+    To set the weight, assign to it: ``module.weight = value`` copies the values, also those of a
+    parameter. Writing into it in place, as ``nn.init.zeros_(module.weight)`` does, has no effect;
+    use :func:`init_`.
 
     Shape:
         - Linear: the diagonal of min(rows, columns) entries. Convolutions: the kernels from each
           channel to itself, per group. LSTM and GRU ``weight_hh*``: each gate's own diagonal.
 
-    Initial value: the weight's own, with positive diagonal entries reflected, ``d -> -|d|``. An
-    entry for which ``-|d|`` is not below ``-margin``, such as a zero or, inside the margin, a
-    negative one, starts at ``-(margin + 1e-3)``.
+    Initial value: the weight's own. Diagonal entries that are not allowed are changed silently,
+    since half of a default initialisation is positive:
+
+        - a positive entry is reflected, ``d -> -|d|``: 0.3 becomes -0.3;
+        - an entry that is then still not below ``-margin``, such as 0, or -0.02 or 0.02 with
+          ``margin=0.1``, is set just below it, to ``-(margin + 1e-3)``;
+        - with ``dominance``, entries are instead lowered as far as their rows or columns need,
+          which is far for a layer initialised as usual.
 
     Args:
         module: the module that holds the tensor, itself or in a submodule.
         tensor_name: a name (``"weight"``), a dotted name (``"encoder.0.weight"``) or a
             shell-style pattern over the names of ``module.named_parameters()``
-            (``"encoder.*.weight"``), which skips tensors of one dimension, but takes rectangular
-            ones, such as a readout's.
-        map: ``"clamp"``, ``"exp"``, ``"softplus"``, ``"square"``, ``"sign_flip"``, a
-            :class:`NegativeDiagonal` class, an instance (used as a template, with its own
-            options), or a ``torch.distributions`` transform from the reals to the negative numbers.
-        margin: every diagonal entry is at most ``-margin``, and strictly negative.
-        dims: the row and the column dimension; ``()`` makes every entry a diagonal entry. None
-            means ``()`` for one dimension and ``(0, 1)`` for two and for convolutions; other
-            tensors must say.
-        taps: ``"all"`` kernel positions of a convolution, or ``"center"``, which for stride 1 and
-            "same" zero padding is the main diagonal of the convolution written as a matrix.
-        blocks: how many matrices are stacked along the rows, each with its own diagonal. None
-            infers the groups of a convolution and the gates of ``weight_hh*``; otherwise 1.
+            (``"encoder.*.weight"``). A pattern skips tensors of one dimension, but takes
+            rectangular ones, such as a readout's.
+        map: how the diagonal is kept negative: ``"clamp"``, ``"exp"``, ``"softplus"``,
+            ``"square"``, ``"sign_flip"``, a :class:`NegativeDiagonal` class, an instance (used as
+            a template, with its own options), or a ``torch.distributions`` transform from the
+            reals to the negative numbers. The default is ``min(x, -margin)``, see
+            :class:`ClampDiagonal`.
+        margin: how far below zero the diagonal stays: with ``margin=0.1`` every entry is at most
+            -0.1. With 0 every entry is strictly negative.
+        dims: the row and the column dimension: ``dims=(-2, -1)`` for a batch of matrices.
+            ``dims=()`` makes every entry a diagonal entry. None means ``()`` for one dimension
+            and ``(0, 1)`` for two and for convolutions; other tensors must say.
+        taps: which positions of a convolution's kernel are on the diagonal: ``"all"``, or
+            ``"center"``, the main diagonal of the convolution written as a matrix, for stride 1
+            and "same" zero padding.
+        blocks: how many matrices are stacked along the rows, each with its own diagonal:
+            ``blocks=3`` for ``in_proj_weight`` of ``nn.MultiheadAttention``. None infers the
+            groups of a convolution and the gates of ``weight_hh*``, and is 1 otherwise.
         dominance: ``"rows"``, ``"columns"`` or ``"scaled"``: the diagonal outweighs the other
-            entries of its row or column, see :class:`NegativeDiagonal`, so that ``x' = W x`` is
-            stable. Registering lowers the diagonal as far as that takes, which for a layer
-            initialised as usual is far. ``"scaled"`` adds a parameter, ``eta``, which an optimizer
+            entries of its row or column, so that ``x' = W x`` is stable; see
+            :class:`NegativeDiagonal`. ``"scaled"`` adds a parameter, ``eta``, which an optimizer
             made before does not hold: give it
             ``optimizer.add_param_group({"params": module.parametrizations.weight[0].eta})``.
-        infeasible: what a later assignment does with diagonal entries that are not below
-            ``-margin``: ``"warn"`` treats them as the initial value and says what became of
-            how many, ``"reflect"`` is silent, ``"error"`` raises, here as well.
+        infeasible: what assigning a diagonal entry that is not below ``-margin`` does later:
+            ``"warn"`` changes it as above and warns, with counts; ``"reflect"`` changes it
+            silently; ``"error"`` raises, at registration too.
         cache_in_eval: in eval mode without gradients, compute the weight once and reuse it until
             the original changes. Writes through ``.data`` go unnoticed.
-        options: what else the map takes: ``beta`` of ``"softplus"`` (1.0).
+        options: what else the map takes: ``beta=10.0`` for ``"softplus"`` (1.0 by default).
 
     Returns:
         ``module``, with its class replaced by one that computes the weight.
@@ -108,28 +119,28 @@ def register_negative_diagonal(
     template = parse(map, options)
 
     def suits(target: Target) -> bool:
-        # What is lazy is refused below.
-        any_does = template.options.dims == () or any(is_lazy(t) for t in target.stored)
-        return any_does or target.tensor.ndim > 1
+        # What is lazy, or flattened by FullyShardedDataParallel, is refused below.
+        refused = is_managed_by_fsdp(target.owner) or any(is_lazy(t) for t in target.stored)
+        return refused or template.options.dims == () or target.tensor.ndim > 1
 
     found = targets.find(module, tensor_name, suits, "a diagonal")
     _check_unmanaged(found, "not sharded yet", f"the order is {shards.ORDER}")
     with agreement.together((s for target in found for s in target.stored), tensor_name):
-        plans = [(target, _planned(target, template)) for target in found]
+        plans = [(t.owner, t.tensor_name, *_planned(t, template)) for t in found]
         checks.check_untied(module, found, "registering would rewrite both")
         checks.check_kept_nowhere_else(found)
-    changes = [attach.registration(t.owner, t.tensor_name, planned) for t, planned in plans]
+    changes = [attach.registration(*plan) for plan in plans]
     attach.carry_out(changes, [target.owner for target in found])
     return module
 
 
-def _planned(target: Target, template: NegativeDiagonal) -> NegativeDiagonal:
-    """The parametrization for one tensor, which is checked but not changed."""
+def _planned(target: Target, template: NegativeDiagonal) -> tuple[NegativeDiagonal, Tensor]:
+    """The parametrization for one tensor, and the tensor, which is checked but not changed."""
     owner, tensor_name, options = target.owner, target.tensor_name, template.options
     with named(target.name):
         checks.check_carrier(target)
         with torch.no_grad():
-            value = target.tensor
+            value = target.tensor.detach()
         layers.check(owner, tensor_name, options, value)
         check(value, options.diagonal, template.strict)
         # What the layer says of dims and blocks is written in one form only, so that checkpoints
@@ -151,19 +162,20 @@ def _planned(target: Target, template: NegativeDiagonal) -> NegativeDiagonal:
             ndim=value.ndim,
             mesh_dims=shards.mesh_dims(target.stored[0]),
         )
-    return planned
+    return planned, value
 
 
 def remove_negative_diagonal(module: M, tensor_name: str = "weight") -> M:
-    """Bakes the current value in and leaves a stock module behind.
+    """Removes the parametrization; the weight keeps its current value.
 
-    In plain words: the layer gets its first class back, the same parameter object holds what the
-    last forward pass saw, bit for bit, and no hook remains. From then on the diagonal is free.
+    In plain words: the layer gets its own class back, ``module.weight`` is the same parameter
+    object as ever and holds what the last forward pass used, bit for bit, and no hook remains.
+    From then on the diagonal is free.
 
     Args:
         module: the module that was registered, or one that contains it.
-        tensor_name: a name, a dotted name or a shell-style pattern, as for
-            :func:`register_negative_diagonal`.
+        tensor_name: as for :func:`register_negative_diagonal`: ``"weight"``,
+            ``"encoder.0.weight"``, or ``"*"`` for all registered tensors.
 
     Returns:
         ``module``.

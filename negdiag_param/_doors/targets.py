@@ -1,4 +1,4 @@
-"""From a tensor name, dotted name or pattern to the modules that own the tensors."""
+"""Finds the tensors that a name, a dotted name or a pattern means."""
 
 import difflib
 from collections.abc import Callable, Iterator
@@ -29,31 +29,34 @@ class Target:
         """The tensor's current value, computed at every call."""
         return getattr(self.owner, self.tensor_name)  # type: ignore[no-any-return]
 
+    @property
+    def is_registered(self) -> bool:
+        """Whether the tensor carries our parametrization."""
+        return self.tensor_name in lookup.ours(self.owner)
+
 
 def find(
     module: object, tensor_name: object, suits: Callable[[Target], object], wanted: str
 ) -> list[Target]:
-    """The tensors that ``tensor_name`` means. Of several, those that suit, having ``wanted``."""
+    """The tensors of that name or, of several, those that suit; ``wanted`` is what they need."""
     module = checked(module, "module")
     if not isinstance(tensor_name, str):
         raise TypeError(f"tensor_name: expected a string, got {type(tensor_name).__name__}")
     targets = list(every(module))
-    exact = [t for t in targets if t.name == tensor_name]
-    exact = exact or [t for t in targets if t.path == tensor_name]
-    if not exact:  # another name of a module that is there twice
+    found = [t for t in targets if t.name == tensor_name]
+    if not found:  # with the names of wrappers, or another name of a module that is there twice
         path, _, name = tensor_name.rpartition(".")
         owner = path and dict(module.named_modules(remove_duplicate=False)).get(path)
-        exact = [t for t in targets if t.owner is owner and t.tensor_name == name]
-    found = exact
-    if len(exact) == 1:
-        return exact
-    if not exact and any(character in tensor_name for character in "*?["):
+        found = [t for t in targets if t.owner is owner and t.tensor_name == name]
+    if len(found) == 1:
+        return found
+    if not found and any(character in tensor_name for character in "*?["):
         buffers = {id(buffer) for buffer in module.buffers()}
         found = [
             t
             for t in targets
-            if (fnmatchcase(t.name, tensor_name) or fnmatchcase(t.path, tensor_name))
-            and not any(id(original) in buffers for original in t.stored)
+            if any(fnmatchcase(name, tensor_name) for name in (t.name, t.path))
+            and buffers.isdisjoint(map(id, t.stored))
         ]
     suitable = [t for t in found if suits(t)]
     if not suitable:
@@ -69,19 +72,14 @@ def find(
 
 def find_registered(module: nn.Module, tensor_name: str) -> list[Target]:
     """The tensors that ``tensor_name`` means among those that carry our parametrization."""
-    found = find(module, tensor_name, is_registered, "a negative diagonal")
+    found = find(module, tensor_name, lambda target: target.is_registered, "a negative diagonal")
     for target in found:
-        if not is_registered(target):
+        if not target.is_registered:
             raise ValueError(
                 f"{target.name}: expected a tensor registered with a negative diagonal, got one "
                 f"without, {summary(target.tensor)}"
             )
     return found
-
-
-def is_registered(target: Target) -> bool:
-    """Whether the tensor carries our parametrization."""
-    return target.tensor_name in lookup.ours(target.owner)
 
 
 def checked(module: object, argument: str) -> nn.Module:
@@ -92,15 +90,15 @@ def checked(module: object, argument: str) -> nn.Module:
 
 
 def gathered(target: Target) -> Tensor:
-    """The whole tensor, as a single process would hold it. All ranks gather it, or none."""
+    """The whole tensor, as a single process would hold it. All ranks have to call this."""
     with agreement.together(target.stored, target.name):
         value = target.tensor
     return shards.whole(value)
 
 
-def check_whole(target: Target, ndim: int | None) -> None:
+def check_whole(target: Target) -> None:
     """Refuses an original that FullyShardedDataParallel has flattened or freed."""
-    original = target.stored[0]
+    original, ndim = target.stored[0], lookup.ours(target.owner)[target.tensor_name].record.ndim
     flat = ndim is not None and original.ndim != ndim
     plain = type(original) in (Tensor, nn.Parameter) and not original.is_meta
     freed = plain and original.numel() > 0 and original.untyped_storage().nbytes() == 0
@@ -115,13 +113,12 @@ def check_whole(target: Target, ndim: int | None) -> None:
 def every(module: nn.Module) -> Iterator[Target]:
     """Every parameter and buffer of each module, under its name before parametrization."""
     for name, path, owner in named_owners(module):
-        if "parametrizations" in path.split("."):
-            continue
-        own = {key: lookup.originals(owner, key) for key in lookup.lists(owner)}
-        plain = {**own_parameters(owner), **own_buffers(owner)}
-        own |= {key: [tensor] for key, tensor in plain.items() if tensor is not None}
-        for key, tensors in own.items():
-            yield Target(joined(name, key), owner, key, joined(path, key), tuple(tensors))
+        if "parametrizations" not in path.split("."):
+            own = {key: lookup.originals(owner, key) for key in lookup.lists(owner)}
+            plain = {**own_parameters(owner), **own_buffers(owner)}
+            own |= {key: [tensor] for key, tensor in plain.items() if tensor is not None}
+            for key, tensors in own.items():
+                yield Target(joined(name, key), owner, key, joined(path, key), tuple(tensors))
 
 
 def named_owners(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
@@ -140,8 +137,8 @@ def named_owners(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
 
 
 def _is_transparent(wrapper: nn.Module, wrapped: nn.Module) -> bool:
-    """Whether ``wrapper`` passes the attributes of ``wrapped`` through as if they were its own."""
-    own = set(lookup.own_tensors(wrapper))  # which would hide those of the same name
+    """Whether attributes of ``wrapped`` can be read from ``wrapper`` as if they were its own."""
+    own = set(lookup.own_tensors(wrapper))  # they hide tensors of the same name in wrapped
     if type(wrapper).__getattr__ is nn.Module.__getattr__ or own & {*lookup.own_tensors(wrapped)}:
         return False
     # Compare the first entry whose name the wrapper does not use itself. A wrapper of a wrapper

@@ -1,1 +1,1 @@
-"""What a registered module lives through: copies, readings, assignments, resets, checkpoints."""
+"""What happens to a registered module: copies, readings, assignments, resets, checkpoints."""

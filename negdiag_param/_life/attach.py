@@ -20,10 +20,10 @@ from negdiag_param._private import non_persistent_buffers, own_buffers, own_modu
 Change = Callable[[], None]
 
 
-def registration(owner: nn.Module, tensor_name: str, parametrization: NegativeDiagonal) -> Change:
-    """Prepares a registration; the weight keeps its value, reflected where infeasible."""
-    with torch.no_grad():
-        value: Tensor = getattr(owner, tensor_name).detach()
+def registration(
+    owner: nn.Module, tensor_name: str, parametrization: NegativeDiagonal, value: Tensor
+) -> Change:
+    """Prepares a registration; the tensor keeps its ``value``, reflected where infeasible."""
     original = parametrization.right_inverse(value, parametrization.options.at_registration)
     if tensor_name not in lookup.lists(owner):
         return partial(_attach, owner, tensor_name, parametrization, original)
@@ -31,10 +31,10 @@ def registration(owner: nn.Module, tensor_name: str, parametrization: NegativeDi
     changes = assign.writes(owner, tensor_name, original)
 
     def append() -> None:
-        parametrization.train(owner.training)
         lists = lookup.lists(owner)
-        lists[tensor_name].append(parametrization)  # type: ignore[operator]
-        assign.carry_out(changes)
+        lists[tensor_name].append(parametrization.train(owner.training))  # type: ignore[operator]
+        for tensor, held in changes:
+            _give(tensor, held)
         registered.set_lists(owner, lists)
 
     return append
@@ -42,24 +42,22 @@ def registration(owner: nn.Module, tensor_name: str, parametrization: NegativeDi
 
 def removal(owner: nn.Module, tensor_name: str) -> Change:
     """Prepares the removal of all parametrizations of the tensor; its current value stays."""
-    originals = lookup.originals(owner, tensor_name)
+    tensor, *others = lookup.originals(owner, tensor_name)
     with torch.inference_mode(False), torch.no_grad():
         value: Tensor = getattr(owner, tensor_name).detach()
+    if others:
+        trained = any(original.requires_grad for original in (tensor, *others))
+        tensor = nn.Parameter(value, trained) if isinstance(tensor, nn.Parameter) else value
 
     def detach() -> None:
         order, record = lookup.own_tensors(owner), lookup.ours(owner)[tensor_name].record
-        tensor = originals[0]
-        if len(originals) > 1:
-            trained = any(original.requires_grad for original in originals)
-            tensor = nn.Parameter(value, trained) if isinstance(tensor, nn.Parameter) else value
-        elif is_plain(tensor):
-            give_data(tensor, value)
-        else:
-            assign.carry_out([(tensor, value)])
+        if not others:
+            _give(tensor, value)
         lists = lookup.lists(owner)
         del lists[tensor_name]
         registered.set_lists(owner, lists)
-        mapping = _mapping(owner, tensor)
+        is_parameter = isinstance(tensor, nn.Parameter)
+        mapping: Any = own_parameters(owner) if is_parameter else own_buffers(owner)
         mapping[tensor_name] = tensor
         lookup.sort(mapping, order)
         if not record.persistent:
@@ -85,21 +83,18 @@ def _attach(
     owner: nn.Module, tensor_name: str, parametrization: NegativeDiagonal, original: Tensor
 ) -> None:
     is_parameter = tensor_name in own_parameters(owner)
-    tensor: Any = (own_parameters(owner) if is_parameter else own_buffers(owner)).pop(tensor_name)
+    tensors_of: Any = own_parameters if is_parameter else own_buffers
+    tensor: Tensor = tensors_of(owner).pop(tensor_name)
     stand_in = tensor
-    if is_plain(tensor):
+    if _is_plain(tensor):
         stand_in = nn.Parameter(original, tensor.requires_grad) if is_parameter else original
     # The list asks for the inverse of the tensor, which is known.
     vars(parametrization)["right_inverse"] = lambda _: original
     found = ParametrizationList([parametrization], stand_in)
     del vars(parametrization)["right_inverse"]
     if stand_in is not tensor:  # the list holds the object that the optimizer knows
-        _mapping(found, tensor)["original"] = tensor
-        if original.stride() != tensor.stride():  # keep the layout, such as a transposed one
-            with torch.inference_mode(False):
-                laid_out = tensor.detach().new_empty_strided(tensor.shape, tensor.stride())
-                original = laid_out.copy_(original)
-        give_data(tensor, original)
+        tensors_of(found)["original"] = tensor
+        _give(tensor, original)
     parametrization.train(owner.training)
     if parametrization.options.dominance == "scaled" and not tensor.requires_grad:
         parametrization.requires_grad_(False)
@@ -110,22 +105,23 @@ def _attach(
     registered.set_lists(owner, {**lookup.lists(owner), tensor_name: found})
 
 
-def _mapping(module: nn.Module, tensor: Tensor) -> dict[str, Any]:
-    """Where ``module`` keeps tensors of this kind."""
-    return own_parameters(module) if isinstance(tensor, nn.Parameter) else own_buffers(module)
-
-
-def is_plain(tensor: Tensor) -> bool:
-    """Whether :func:`give_data` works on it. Subclasses such as DTensor take no ``data``."""
+def _is_plain(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, nn.Parameter)
 
 
-def give_data(tensor: Tensor, value: Tensor) -> None:
-    """Makes ``tensor`` use the storage of ``value``.
+def _give(tensor: Tensor, value: Tensor) -> None:
+    """Gives ``tensor`` the value in storage of its own, laid out as before.
 
     ``parametrize`` calls ``set_`` for that, which drops the node that accumulates the gradients of
     a parameter, and with it the hooks by which DistributedDataParallel averages them.
     """
+    if not _is_plain(tensor):  # subclasses such as DTensor take no data
+        assign.carry_out([(tensor, value)])
+        return
+    if value.stride() != tensor.stride():  # such as those of a transposed weight
+        with torch.inference_mode(False):
+            laid_out = tensor.detach().new_empty_strided(tensor.shape, tensor.stride())
+            value = laid_out.copy_(value)
     tensor.data = value.detach()
     torch.autograd.graph.increment_version(tensor)  # so that existing graphs refuse to use it
 
@@ -142,9 +138,8 @@ def _undo(owner: nn.Module) -> Change:
     modules = [owner, *lookup.lists(owner).values()]
     kinds: Any = (own_parameters, own_buffers, own_modules)
     contents = [(kind(module), dict(kind(module))) for module in modules for kind in kinds]
-    # What is plain may get another storage; what was registered before may be written in place.
-    values = [
-        (tensor, tensor.detach(), None if module is owner and is_plain(tensor) else tensor.clone())
+    tensors = [
+        (tensor, tensor.detach() if _is_plain(tensor) else tensor.clone())
         for module in modules
         for tensor in (*own_parameters(module).values(), *own_buffers(module).values())
         if tensor is not None and not is_lazy(tensor)
@@ -156,11 +151,8 @@ def _undo(owner: nn.Module) -> Change:
         for mapping, content in contents:
             mapping.clear()
             mapping.update(content)
-        with torch.no_grad():
-            for tensor, place, value in values:
-                if is_plain(tensor) and tensor.data_ptr() != place.data_ptr():
-                    give_data(tensor, place)
-                if value is not None:
-                    tensor.copy_(value)
+        for tensor, value in tensors:
+            if not _is_plain(tensor) or tensor.data_ptr() != value.data_ptr():
+                _give(tensor, value)
 
     return restore

@@ -35,87 +35,81 @@ def translating(load: Callable[..., None]) -> Callable[..., None]:
 def _translate(
     module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]
 ) -> Iterator[str]:
-    """Turns plain entries for ``module`` into originals, and yields what is wrong with them."""
+    """Replaces plain entries for ``module`` by originals; yields a message for each wrong one."""
     for tensor_name, parametrization in lookup.ours(module).items():
-        named, originals = zip(*lookup.named_originals(module, tensor_name), strict=True)
         plain, inside = prefix + tensor_name, f"{prefix}parametrizations.{tensor_name}."
-        keys = [inside + name for name in named]
+        named = lookup.named_originals(module, tensor_name)
+        originals = {inside + name: original for name, original in named.items()}
         place = [*lookup.lists(module)[tensor_name].children()].index(parametrization)
-        mark = f"{inside}{place}._extra_state"
-        held, current = [*keys], [*originals]
-        if parametrization.options.dominance == "scaled":
-            held += [f"{inside}{place}.eta"]
-            current += [parametrization.eta]
+        mark, eta = f"{inside}{place}._extra_state", lookup.scaling(parametrization)
+        held = originals if eta is None else originals | {f"{inside}{place}.eta": eta}
         persistent = parametrization.record.persistent
         # set_model_state_dict fills in the model's own tensors for what it does not find.
         takes_plain = persistent and all(
-            state_dict.get(key, own) is own for key, own in zip(keys, originals, strict=True)
+            state_dict.get(key, own) is own for key, own in originals.items()
         )
         if persistent:
-            value = agreement.shared(state_dict.get(plain) if takes_plain else None, originals[0])
+            value = state_dict.get(plain) if takes_plain else None
+            value = agreement.shared(value, next(iter(originals.values())))
             if takes_plain and value is not None:
                 state_dict[plain] = value
         try:
-            with agreement.together(originals, plain):
-                _check_real(*map(state_dict.get, keys))
+            with agreement.together(originals.values(), plain):
+                _check_real(*map(state_dict.get, originals))
                 if takes_plain and plain not in state_dict:
                     _check_not_left_out(plain)
-                if not is_placeholder(state_dict.get(mark)) and mark in state_dict:
+                if mark in state_dict and not is_placeholder(state_dict[mark]):
                     parametrization.set_extra_state(state_dict[mark])
-                elif plain in state_dict or not persistent:
-                    state_dict[mark] = parametrization.get_extra_state()
-                elif not takes_plain:
-                    state_dict[mark] = parametrization.get_extra_state()
+                elif persistent and not takes_plain and plain not in state_dict:
                     warn_user(
                         f"{plain}: expected a checkpoint that says which map wrote it, found none "
-                        f"for {keys[0]}; it is taken for one of {parametrization}"
+                        f"for {next(iter(originals))}; it is taken for one of {parametrization}"
                     )
+                state_dict[mark] = parametrization.get_extra_state()
             if takes_plain and plain in state_dict:
                 value = state_dict.pop(plain)
                 assigned = local_metadata.get("assign_to_params_buffers", False)
-                with agreement.together(originals, plain):
+                with agreement.together(originals.values(), plain):
                     inverses = _inverses(value, module, tensor_name, assigned)
-                    inverses += current[len(inverses) :]
-                    state_dict.update(zip(held, inverses, strict=True))
-            elif plain in state_dict and _is_redundant(state_dict, plain, keys, parametrization):
-                del state_dict[plain]  # of a module that writes its weight by itself
+                    state_dict.update(held)
+                    state_dict.update(zip(held, inverses, strict=False))
+            elif plain in state_dict and len(originals) == 1:
+                original = state_dict.get(*originals)
+                if _is_redundant(state_dict[plain], original, parametrization):
+                    del state_dict[plain]
         except (TypeError, ValueError) as error:
             yield f"While loading {plain}: {error}"
-            # PyTorch loads the current tensors instead, and reports nothing beside our error.
-            state_dict.update(zip(held, current, strict=True))
+            # Load the current tensors instead, so that only this error is reported.
+            state_dict.update(held)
             state_dict[mark] = parametrization.get_extra_state()
 
 
 def _inverses(value: Any, module: nn.Module, tensor_name: str, assigned: bool) -> list[Any]:
-    """What the originals have to hold for the tensor to be ``value``."""
+    """What to load into the originals, and the scaling, so that the tensor is ``value``."""
     originals = lookup.originals(module, tensor_name)
     if not isinstance(value, Tensor) or value.shape != getattr(module, tensor_name).shape:
         return [value] * len(originals)  # load_state_dict says what is wrong with it
     _check_real(value)
     with torch.inference_mode(False), torch.no_grad():  # a parameter that can be trained later
         if not lookup.is_alone(module, tensor_name):
-            return [
-                source for _, source in writes(module, tensor_name, value.to(originals[0].dtype))
-            ]
+            changes = writes(module, tensor_name, value.to(originals[0].dtype))
+            return [source for _, source in changes]
         if not assigned:
             value = shards.aligned(value.to(originals[0].dtype), originals[0])
-        original, others = inverse(lookup.ours(module)[tensor_name], value)
-        return [shards.like(original, originals[0]), *(scaling for _, scaling in others)]
+        original, scaling = inverse(lookup.ours(module)[tensor_name], value)
+        return [shards.like(original, originals[0]), *(eta for _, eta in scaling)]
 
 
-def _is_redundant(
-    state_dict: dict[str, Any], plain: str, keys: list[str], parametrization: nn.Module
-) -> bool:
-    """Whether the plain entry is what the original gives."""
-    weight, original = state_dict[plain], state_dict.get(keys[0])
-    if len(keys) > 1 or not (isinstance(weight, Tensor) and isinstance(original, Tensor)):
+def _is_redundant(weight: object, original: object, parametrization: nn.Module) -> bool:
+    """Whether ``original`` gives ``weight``, as where a module writes its weight by itself."""
+    if not (isinstance(weight, Tensor) and isinstance(original, Tensor)):
         return False
     with torch.no_grad():
         return torch.equal(parametrization(original), weight)
 
 
 def _check_not_left_out(plain: str) -> None:
-    """Refuses plain entries without the names of wrappers, which nobody would load."""
+    """Refuses plain entries whose keys lack the names of wrappers, which would be ignored."""
     key = ".".join(part for part in plain.split(".") if part not in _WRAPPED)
     if key != plain and key in canonical_state():
         raise ValueError(
@@ -126,7 +120,7 @@ def _check_not_left_out(plain: str) -> None:
 
 
 def _check_real(*values: object) -> None:
-    """Refuses complex and quantized tensors, of which loading would keep the real part only."""
+    """Refuses complex and quantized tensors, whose conversion to floats would lose a part."""
     for value in values:
         if isinstance(value, Tensor) and (value.is_complex() or value.is_quantized):
             raise TypeError(f"expected real numbers, got {summary(value)}")

@@ -1,4 +1,4 @@
-"""Reads PyTorch's lists of parametrizations: the module's own, never those of a wrapped one."""
+"""Finds parametrizations and originals: those of the module itself, not of one that it wraps."""
 
 from collections.abc import Iterable, MutableMapping
 from typing import Any
@@ -12,7 +12,7 @@ from negdiag_param._private import own_buffers, own_modules, own_parameters
 
 
 def lists(module: nn.Module) -> dict[str, nn.Module]:
-    """The lists of parametrizations by tensor name. Something may have wrapped a list."""
+    """PyTorch's lists of parametrizations by tensor name. A list may be within a wrapper."""
     holder = None
     if not isinstance(module, torch.jit.ScriptModule):
         holder = own_modules(module).get("parametrizations")
@@ -37,19 +37,24 @@ def is_alone(module: nn.Module, tensor_name: str) -> bool:
     return len(own_modules(lists(module)[tensor_name])) == 1
 
 
+def scaling(parametrization: NegativeDiagonal) -> Tensor | None:
+    """The scaling of ``dominance="scaled"``, which is trained beside the original."""
+    return parametrization.eta if parametrization.options.dominance == "scaled" else None
+
+
 def originals(module: nn.Module, tensor_name: str) -> list[Tensor]:
     """The tensors that the parametrized tensor is computed from."""
-    return [original for _, original in named_originals(module, tensor_name)]
+    return [*named_originals(module, tensor_name).values()]
 
 
-def named_originals(module: nn.Module, tensor_name: str) -> list[tuple[str, Tensor]]:
-    """The originals with their names in the list."""
+def named_originals(module: nn.Module, tensor_name: str) -> dict[str, Tensor]:
+    """The originals by their names in the list."""
     source = lists(module)[tensor_name]
-    named = [*source.named_parameters(recurse=False), *source.named_buffers(recurse=False)]
+    named = {**own_parameters(source), **own_buffers(source)}
     # Profilers leave tensors of their own on the list. FullyShardedDataParallel leaves a view of
     # its flat parameter, which is neither a parameter nor a buffer.
-    found = [(name, tensor) for name, tensor in named if name.startswith("original")]
-    return found or [("original", source.original)]  # type: ignore[list-item]
+    found = {k: v for k, v in named.items() if k.startswith("original") and v is not None}
+    return found or {"original": source.original}  # type: ignore[dict-item]
 
 
 def own_tensors(module: nn.Module) -> tuple[str, ...]:

@@ -1,14 +1,10 @@
 """The class of a registered module: what ``torch.nn.utils.parametrize`` injects, and more.
 
-PyTorch gives every parametrized module a class of its own and lets deep copies share it, so that
-removing a parametrization from a copy takes the property from its source, and a compiled model
-knows as many classes as it has layers. Here all modules with the same base and the same
-parametrized tensors share one class. PyTorch edits the class of one module, immediately before it
-edits that module's dictionary of parametrizations; the dictionary notices, puts the shared class
+PyTorch gives every parametrized module a class of its own, which its deep copies share, so that
+what it does to the class of one module happens to the copies too. Here all modules with the same
+base and the same parametrized tensors share one class. PyTorch edits that immediately before it
+edits the module's dictionary of parametrizations. The dictionary notices, puts the shared class
 right again, and gives the module another one.
-
-With the class come copies and pickles that work, checked assignment, plain checkpoints, and resets
-that take effect. Removing the last parametrization gives the module its first class back.
 """
 
 import copyreg
@@ -32,6 +28,7 @@ from negdiag_param._parametrization.parametrization import NegativeDiagonal
 from negdiag_param._private import own_modules, own_parameters
 from negdiag_param._ranks import shards
 
+_TENSORS = "__parametrized_tensors__"  # which tensors a class of ours has a property for
 _CLASSES: WeakValueDictionary[tuple[type, tuple[str, ...]], type[nn.Module]] = WeakValueDictionary()
 
 
@@ -61,7 +58,8 @@ class Parametrizations(nn.ModuleDict):
     def _update_class(self, key: str) -> None:
         for owner in self.owner:
             cls = type(owner)
-            if key in _names(cls):
+            # PyTorch has replaced or deleted the property of the shared class, or added one.
+            if key in vars(cls).get(_TENSORS, ()):
                 setattr(cls, key, tensor_property(cls.__bases__[0], key))
             elif key in vars(cls):
                 delattr(cls, key)
@@ -106,9 +104,9 @@ def set_lists(module: nn.Module, lists: dict[str, nn.Module]) -> None:
 def base_of(module: nn.Module) -> type[nn.Module]:
     """The class of ``module`` without parametrizations."""
     cls = type(module)
-    if _is_ours(cls):
+    if _TENSORS in vars(cls):
         return cls.__bases__[0]
-    if any(map(_is_ours, cls.__mro__)):
+    if hasattr(cls, _TENSORS):
         return cls  # a class that somebody has derived from ours
     return parametrize.type_before_parametrizations(module)
 
@@ -116,24 +114,12 @@ def base_of(module: nn.Module) -> type[nn.Module]:
 def own_class(base: type[nn.Module], tensor_names: Iterable[str]) -> type[nn.Module]:
     """A subclass of ``base`` with a property for each parametrized tensor."""
     names = tuple(sorted(tensor_names))
-    found = _CLASSES.get((base, names))
-    if found is None:
-        found = _CLASSES[base, names] = _made(base, names)
-    return found
-
-
-def _names(cls: type) -> tuple[str, ...]:
-    """The tensors that a class of ours has a property for."""
-    return vars(cls).get("__parametrized_tensors__", ())  # type: ignore[no-any-return]
-
-
-def _is_ours(cls: type) -> bool:
-    return "__parametrized_tensors__" in vars(cls)
+    # The class is held, since the dictionary drops what nobody else holds.
+    cls = _CLASSES.get((base, names)) or _made(base, names)
+    return _CLASSES.setdefault((base, names), cls)
 
 
 def _made(base: type[nn.Module], tensor_names: tuple[str, ...]) -> type[nn.Module]:
-    slot_names = copyreg._slotnames(base)  # type: ignore[attr-defined]
-
     def __reduce_ex__(self: nn.Module, protocol: int) -> str | tuple[Any, ...]:
         # Both pickle and deepcopy come here. The class is made anew from its base.
         with torch.no_grad():
@@ -142,14 +128,15 @@ def _made(base: type[nn.Module], tensor_names: tuple[str, ...]) -> type[nn.Modul
             return reduced
         make, arguments, *rest = reduced
         arguments = tuple(base if argument is cls else argument for argument in arguments)
-        slots = {name: getattr(self, name) for name in slot_names if hasattr(self, name)}
+        names = copyreg._slotnames(base)  # type: ignore[attr-defined]
+        slots = {name: getattr(self, name) for name in names if hasattr(self, name)}
         return _revive, (make, arguments, tensor_names, slots), *rest
 
     def __setattr__(self: nn.Module, name: str, value: Any) -> None:
         # RNNs note a value in a list of their own before it can be refused, and nn.Module takes
         # a parameter for a new one before the property is asked.
         if name in tensor_names and value is not None and name in lookup.lists(self):
-            object.__setattr__(self, name, value)
+            assign(self, name, value)
         else:
             base.__setattr__(self, name, value)
 
@@ -159,21 +146,19 @@ def _made(base: type[nn.Module], tensor_names: tuple[str, ...]) -> type[nn.Modul
         else:
             base.register_parameter(self, name, param)
 
+    load = _private.loading_method(base)
     namespace: dict[str, Any] = {
         "__module__": base.__module__,
-        "__parametrized_tensors__": tensor_names,
+        _TENSORS: tensor_names,
         _private.DISTRIBUTED_MARK: _NotYetDistributed(),
         "__reduce_ex__": __reduce_ex__,
         "__setattr__": __setattr__,
         "register_parameter": register_parameter,
+        **_private.checking_casts(base),
+        **({load.__name__: loading.translating(load)} if load else {}),
+        **{name: reset.resetting(base, name) for name in reset.METHODS if hasattr(base, name)},
+        **{name: tensor_property(base, name) for name in tensor_names},
     }
-    namespace |= _private.checking_casts(base)
-    load = _private.loading_method(base)
-    if load is not None:
-        namespace[load.__name__] = loading.translating(load)
-    resets = [name for name in reset.METHODS if hasattr(base, name)]
-    namespace |= {name: reset.resetting(base, name) for name in resets}
-    namespace |= {name: tensor_property(base, name) for name in tensor_names}
     make_class: Any = type(base)  # a metaclass, such as ABCMeta
     cls: type[nn.Module] = make_class(f"Parametrized{base.__name__}", (base,), namespace)
     return cls
@@ -217,10 +202,8 @@ def tensor_property(base: type[nn.Module], tensor_name: str) -> property:
             raise RuntimeError(f"{tensor_name}: {type(error).__name__}: {error}") from error
 
     def set_(self: nn.Module, value: Tensor) -> None:
-        if tensor_name in lookup.ours(self):
+        if tensor_name in lookup.lists(self):
             assign(self, tensor_name, value)
-        elif tensor_name in lookup.lists(self):
-            lookup.lists(self)[tensor_name].right_inverse(value)  # type: ignore[operator]
         else:
             vars(self)[tensor_name] = value
 

@@ -4,12 +4,11 @@ from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from negdiag_param._life import lookup
-from negdiag_param._life.assign import carry_out, writes
+from negdiag_param._life.assign import carry_out, kept, writes
 from negdiag_param._private import own_buffers, own_modules, own_parameters
 
 METHODS = ("reset_parameters", "_reset_parameters")
@@ -19,18 +18,12 @@ def resetting(base: type[nn.Module], method: str) -> Callable[[nn.Module], None]
     """The method of ``base``, so that it reaches registered tensors too."""
 
     def reset(self: nn.Module) -> None:
-        own = [*own_parameters(self).values(), *own_buffers(self).values()]
-        before = [(t, t.detach().clone()) for t in own if t is not None and not is_lazy(t)]
-        try:
+        own = (*own_parameters(self).values(), *own_buffers(self).values())
+        with kept(tensor for tensor in own if tensor is not None and not is_lazy(tensor)):
             values = _reset_values(self, base, method)
             # Half of a default initialisation is positive, so it is reflected under every policy.
             changes = [writes(self, name, value, "reflect") for name, value in values.items()]
-        except BaseException:
-            with torch.no_grad():
-                for tensor, value in before:
-                    tensor.copy_(value)
-            raise
-        carry_out(chain(*changes))
+            carry_out(chain(*changes))
 
     reset.__name__ = method
     return reset
@@ -38,24 +31,23 @@ def resetting(base: type[nn.Module], method: str) -> Callable[[nn.Module], None]
 
 def _reset_values(module: nn.Module, base: type[nn.Module], method: str) -> dict[str, Tensor]:
     """Runs a reset with plain tensors in place of our lists, and returns what it made of them."""
-    values: dict[str, Tensor] = {}
     holder = own_modules(module).get("parametrizations") or nn.Module()
     mappings: Any = own_modules(holder), own_parameters(module), own_buffers(module)
     saved = [dict(mapping) for mapping in mappings]
     order, mine = lookup.own_tensors(module), lookup.ours(module)
     try:
         for name in mine:
-            values[name] = plain = getattr(module, name).detach().clone()
+            plain = getattr(module, name).detach().clone()
             if isinstance(lookup.originals(module, name)[0], nn.Parameter):
-                values[name] = own_parameters(module)[name] = nn.Parameter(plain)
+                own_parameters(module)[name] = nn.Parameter(plain)
             else:
                 own_buffers(module)[name] = plain
         lookup.sort(own_parameters(module), order)
         for name in mine:
             del own_modules(holder)[name]
         getattr(base, method)(module)
+        return {name: getattr(module, name).detach() for name in mine}
     finally:
         for mapping, content in zip(mappings, saved, strict=True):
             mapping.clear()
             mapping.update(content)
-    return {name: value.detach() for name, value in values.items()}

@@ -16,11 +16,12 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_state_dict,
 )
+from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
 
 from negdiag_param import plain_state_dict, register_negative_diagonal
 from tests.ranks.asserts import assert_exactly, assert_trained_alike, plain
 from tests.ranks.harness import Groups, on
-from tests.ranks.kinds import FSDP1, KINDS, bare, build, every_kind, size, split_of
+from tests.ranks.kinds import FSDP1, KINDS, bare, build, every_kind, kinds, size, split_of
 from tests.ranks.models import EVEN, N, make, output, registered, scrambled, train
 from tests.support.versions import RESUMES
 
@@ -136,6 +137,20 @@ def test_full_checkpoints_both_ways(kind: str) -> None:
             given = copy.copy(state) if options is FULL or dist.get_rank() == 0 else {}
             set_model_state_dict(getattr(target, "module", target), given, options=options)
             assert_exactly(plain(target), values)
+
+
+@pytest.mark.filterwarnings("ignore:FSDP.state_dict_type")
+@kinds(*FSDP1)
+@on()
+def test_fsdp1_gives_no_plain_state_of_shards(kind: str) -> None:
+    """``set_model_state_dict`` leaves this setting behind where it fails."""
+    model = build(kind)
+    expected = plain(model)
+    sharded = FullyShardedDataParallel.state_dict_type(model, StateDictType.SHARDED_STATE_DICT)
+    message = r"0\..*: expected a whole tensor.*FULL_STATE_DICT"
+    with sharded, pytest.raises(ValueError, match=message):
+        plain_state_dict(model)
+    assert_exactly(plain(model), expected)
 
 
 @every_kind()

@@ -127,8 +127,7 @@ def test_what_is_sharded_is_not_registered_nor_removed(kind: str) -> None:
         (build(kind), remove_negative_diagonal, "a module that is not sharded, .*plain_state_dict"),
     ):
         classes, state = [type(m) for m in model.modules()], list(model.state_dict())
-        pattern = "0.weight" if kind == "fsdp1" else "*.weight"
-        for module, name in ((model, pattern), (layers(model)[0], "weight")):
+        for module, name in ((model, "*.weight"), (layers(model)[0], "weight")):
             with pytest.raises(ValueError, match=message):
                 call(module, name)
         assert [type(m) for m in model.modules()] == classes
