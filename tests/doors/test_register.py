@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributions import AffineTransform, ComposeTransform, SoftplusTransform
 from torch.nn.utils import parametrize
@@ -23,11 +23,9 @@ from tests.support.asserts import (
     registered,
     weight_of,
 )
-from tests.support.tables import (
-    every_built_in,
-    every_layer_once_every_map_somewhere,
-    every_map,
-)
+from tests.support.modules import linear
+from tests.support.state import state_of
+from tests.support.tables import every_built_in, every_layer_once_every_map_somewhere, every_map
 
 
 @every_layer_once_every_map_somewhere()
@@ -63,6 +61,26 @@ def test_zero_initialised_layers_start_negative_and_train(map):
     torch.testing.assert_close(layer.weight.diagonal(), torch.full((3,), -1e-3))
     layer(torch.ones(1, 3)).sum().backward()
     assert (layer.parametrizations.weight.original.grad.diagonal() != 0).all()
+
+
+def test_a_failure_in_the_middle_of_registering_changes_nothing(monkeypatch):
+    model, calls, real = (
+        nn.Sequential(linear(), linear()),
+        [],
+        torch.autograd.graph.increment_version,
+    )
+    before = state_of(model)
+
+    def fails_late(tensor: Tensor) -> None:
+        calls.append(tensor)
+        if len(calls) == 2:
+            raise RuntimeError("no memory")
+        real(tensor)
+
+    monkeypatch.setattr(torch.autograd.graph, "increment_version", fails_late)
+    with pytest.raises(RuntimeError, match="no memory"):
+        register_negative_diagonal(model, "*.weight")
+    assert state_of(model) == before
 
 
 LAYOUTS = {

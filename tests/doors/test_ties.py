@@ -1,5 +1,7 @@
 """What is no second place of a tensor: registering is let pass. The others are bad input."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -8,36 +10,57 @@ from negdiag_param import negative_diagonals, register_negative_diagonal, remove
 from tests.support.asserts import assert_negative
 
 
-@pytest.mark.parametrize("kind", [list, dict])
-def test_a_container_that_holds_itself_is_no_trap(kind):
-    layer = nn.Linear(4, 4)
-    layer.kept = kind(enumerate("a"))
-    layer.kept[0] = layer.kept
-    assert_negative(register_negative_diagonal(layer).weight.diagonal())
-
-
 def test_one_module_under_two_names_is_not_tied():
     layer = nn.Linear(4, 4)
-    model = nn.Sequential(layer, nn.ReLU(), layer)
+    model = nn.Sequential(layer, nn.Tanh(), layer)
     register_negative_diagonal(model, "*.weight")
     assert [name for name, _ in negative_diagonals(model)] == ["0.weight"]
     model(torch.randn(2, 4)).sum().backward()
     assert layer.parametrizations.weight.original.grad.diagonal().count_nonzero()
 
 
-def test_a_wrapper_may_list_all_parameters_and_a_module_keep_other_tensors():
+def holding_itself(kind: type) -> nn.Module:
+    layer = nn.Linear(3, 3)
+    layer.kept = kind(enumerate("a"))
+    layer.kept[0] = layer.kept
+    return layer
+
+
+def holding_others() -> nn.Module:
+    layer = nn.Linear(3, 3)
+    layer.kept = [torch.ones(3, 3), layer.weight.detach().clone()]
+    return layer
+
+
+def listing_all() -> nn.Module:
     model = nn.Sequential(nn.Linear(3, 3))
     model.to_be_reduced = list(model.parameters())
-    model[0].kept = [torch.ones(3, 3), model[0].weight.detach().clone()]
-    register_negative_diagonal(model, "0.weight")
+    return model
 
 
-@pytest.mark.parametrize("recurrent", [nn.RNN, nn.GRU, nn.LSTM])
-def test_recurrent_layers_may_keep_the_list_that_they_have_by_themselves(recurrent):
-    layer = register_negative_diagonal(recurrent(3, 3), "weight_hh_l0")
+def recurrent(kind: type) -> nn.Module:
+    """With the list that it has by itself, after a life with a negative diagonal."""
+    layer = register_negative_diagonal(kind(3, 3), "weight_hh_l0")
     layer(torch.ones(1, 1, 3))
-    remove_negative_diagonal(layer, "weight_hh_l0")
-    register_negative_diagonal(layer, "weight_hh_l0")
+    return remove_negative_diagonal(layer, "weight_hh_l0")
+
+
+LET_PASS = {
+    **{f"a {kind.__name__} in itself": partial(holding_itself, kind) for kind in (list, dict)},
+    **{f"{kind.__name__}'s list": partial(recurrent, kind) for kind in (nn.RNN, nn.GRU, nn.LSTM)},
+    "other tensors": holding_others,
+    "a wrapper's list": listing_all,
+}
+
+
+@pytest.mark.parametrize("make", LET_PASS.values(), ids=LET_PASS)
+def test_what_is_no_second_place_is_let_pass(make):
+    model = make()
+    name = "weight_hh_l0" if isinstance(model, nn.RNNBase) else "*weight"
+    register_negative_diagonal(model, name)
+    for _, diagonal in negative_diagonals(model):
+        assert_negative(diagonal)
+    assert len(list(negative_diagonals(model)))
 
 
 @pytest.mark.integration("ncps")
