@@ -66,9 +66,9 @@ def test_the_diagonal_is_negative_at_every_step(monkeypatch, map):
             yield name, diagonal
 
     monkeypatch.setattr(fit, "negative_diagonals", watched)
-    monkeypatch.setattr(fit, "STEPS", 300)
+    monkeypatch.setattr(fit, "STEPS", 60)
     assert Comparison(HUDSON_BAY, "midpoint", map=map).kept
-    assert len(seen) == 300
+    assert len(seen) == 60
     assert all((diagonal < 0).all() for diagonal in seen)
 
 

@@ -58,7 +58,8 @@ def test_it_needs_no_matplotlib_and_warns_of_nothing(tmp_path):
     code = (
         "import sys, negdiag_param; assert 'negdiag_param._demo' not in sys.modules\n"
         "sys.modules['matplotlib'] = None\n"
-        "from negdiag_param import __main__; sys.exit(__main__.main([sys.argv[1]]))"
+        "from negdiag_param import __main__; from negdiag_param._demo import fit; fit.STEPS = 20\n"
+        "sys.exit(__main__.main([sys.argv[1]]))"
     )
     arguments = [sys.executable, "-W", "error", "-c", code, str(tmp_path / "own.csv")]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
