@@ -3,22 +3,22 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from negdiag_param import register_negative_diagonal, remove_negative_diagonal
-from tests.benchmarks._rivals import MAPS, Constrain, forum
+from tests.benchmarks._rivals import Constrain, forum
 from tests.benchmarks._timing import Job, Meter, Ratio
+from tests.support.tables import BUILT_IN as MAPS
 
 COMPILED = "clamp, both compiled"
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(NamedTuple):
     """A layer and the shape of an input for it."""
 
     name: str
@@ -49,21 +49,26 @@ class Way(nn.Module):
         return self.constrain(original)
 
 
+def constrained(bare: nn.Module, constrain: Constrain) -> nn.Module:
+    """A copy, with the stock way to register any function."""
+    module = copy.deepcopy(bare)
+    return parametrize.register_parametrization(module, "weight", Way(constrain))
+
+
 def train_ratios(layer: Layer, meter: Meter, compiled: bool) -> dict[str, Ratio]:
     """A forward and a backward pass, in units of the bare layer's."""
     bare, x = _made(layer, meter.device)
     modules = {
-        "identity": _with(bare, Way(lambda weight: weight)),
-        "by hand": _with(bare, Way(forum)),
+        "identity": constrained(bare, lambda weight: weight),
+        "by hand": constrained(bare, forum),
+        **{name: _registered(bare, map=name) for name in MAPS},
     }
-    modules |= {name: _registered(bare, map=name) for name in MAPS}
-    ratios = meter.compare(
-        _training(bare, bare, x), {name: _training(m, m, x) for name, m in modules.items()}
-    )
+    jobs = {name: Job(train_step(module, module, x)) for name, module in modules.items()}
+    ratios = meter.compare(Job(train_step(bare, bare, x)), jobs)
     if compiled:
         torch.compiler.reset()
-        ours = modules["clamp"]
-        unit, job = (_training(module, _compiled(module), x) for module in (bare, ours))
+        pair = (bare, modules["clamp"])
+        unit, job = (Job(train_step(module, _compiled(module), x)) for module in pair)
         ratios |= meter.compare(unit, {COMPILED: job})
     return ratios
 
@@ -72,15 +77,13 @@ def eval_ratios(layer: Layer, meter: Meter, compiled: bool) -> dict[str, Ratio]:
     """A forward pass in eval mode without gradients, in units of the bare layer's."""
     bare, x = _made(layer, meter.device)
     bare.eval()
-    ours = _registered(bare)
-    removed = remove_negative_diagonal(_registered(bare))
-    stock = _with(bare, Way(Tensor.clone))
+    ours, stock = _registered(bare), constrained(bare, Tensor.clone)
     jobs = {
         "stock in `cached()`": Job(lambda: stock(x), _cached),
-        "clamp": Job(lambda: ours(x), torch.no_grad),
+        "clamp": _inference(ours, x),
         "clamp in `cached()`": Job(lambda: ours(x), _cached),
         "clamp, `cache_in_eval`": _inference(_registered(bare, cache_in_eval=True), x),
-        "clamp, removed": _inference(removed, x),
+        "clamp, removed": _inference(remove_negative_diagonal(_registered(bare)), x),
     }
     ratios = meter.compare(_inference(bare, x), jobs)
     if compiled:
@@ -93,7 +96,7 @@ def eval_ratios(layer: Layer, meter: Meter, compiled: bool) -> dict[str, Ratio]:
 def recurrent_ratios(meter: Meter, steps: int) -> dict[str, Ratio]:
     """A forward and a backward pass through ``steps`` reads of one weight."""
     bare, x = _made(linear(64, 32), meter.device)
-    modules = {"stock, clones": _with(bare, Way(Tensor.clone)), "clamp": _registered(bare)}
+    modules = {"stock, clones": constrained(bare, Tensor.clone), "clamp": _registered(bare)}
 
     def unrolled(cell: nn.Module, state: Tensor) -> Tensor:
         for _ in range(steps):
@@ -108,11 +111,6 @@ def recurrent_ratios(meter: Meter, steps: int) -> dict[str, Ratio]:
     return meter.compare(Job(train_step(bare, partial(unrolled, bare), x)), jobs)
 
 
-def constrained(n: int, constrain: Constrain) -> nn.Module:
-    """A linear layer with the stock way to register any function."""
-    return _with(nn.Linear(n, n), Way(constrain))
-
-
 def train_step(owner: nn.Module, call: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], None]:
     """Forward and backward, without an optimizer: its work is the same for every module."""
     parameters = list(owner.parameters())
@@ -120,13 +118,9 @@ def train_step(owner: nn.Module, call: Callable[[Tensor], Tensor], x: Tensor) ->
     def step() -> None:
         for parameter in parameters:
             parameter.grad = None
-        call(x).sum().backward()  # type: ignore[no-untyped-call]
+        call(x).sum().backward()
 
     return step
-
-
-def _training(owner: nn.Module, call: Callable[[Tensor], Tensor], x: Tensor) -> Job:
-    return Job(train_step(owner, call, x))
 
 
 def _inference(call: Callable[[Tensor], Tensor], x: Tensor) -> Job:
@@ -144,13 +138,7 @@ def _made(layer: Layer, device: torch.device) -> tuple[nn.Module, Tensor]:
 
 
 def _registered(bare: nn.Module, **options: object) -> nn.Module:
-    return register_negative_diagonal(copy.deepcopy(bare), **options)  # type: ignore[arg-type]
-
-
-def _with(bare: nn.Module, parametrization: nn.Module) -> nn.Module:
-    module = copy.deepcopy(bare)
-    parametrize.register_parametrization(module, "weight", parametrization)
-    return module
+    return register_negative_diagonal(copy.deepcopy(bare), **options)
 
 
 def _compiled(module: nn.Module) -> Callable[[Tensor], Tensor]:

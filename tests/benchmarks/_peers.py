@@ -1,7 +1,7 @@
 """Constraints that other packages put on a matrix, as installed; none is exactly this one."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +9,6 @@ from torch.nn.utils import parametrizations
 
 from negdiag_param import register_negative_diagonal
 from tests.benchmarks._timing import Job
-
-Peer = Callable[[nn.Module], object]
 
 
 def peer_jobs(n: int, device: torch.device) -> Iterator[tuple[str, Job | str]]:
@@ -27,7 +25,7 @@ def peer_jobs(n: int, device: torch.device) -> Iterator[tuple[str, Job | str]]:
     yield _TFP, _tfp(n) if device.type == "cpu" else "CPU only"
 
 
-def _pass(module: Any, grad: Tensor) -> Callable[[], None]:
+def _pass(module: nn.Module, grad: Tensor) -> Callable[[], None]:
     parameters = list(module.parameters())
 
     def step() -> None:
@@ -38,40 +36,36 @@ def _pass(module: Any, grad: Tensor) -> Callable[[], None]:
     return step
 
 
-def _geotorch(constraint: str) -> Peer:
-    def register(module: nn.Module) -> None:
-        import geotorch  # type: ignore[import-not-found]
+def _geotorch(constraint: str, module: nn.Module) -> None:
+    import geotorch
 
-        getattr(geotorch, constraint)(module, "weight")
-
-    return register
+    getattr(geotorch, constraint)(module, "weight")
 
 
-_TORCH: dict[str, Peer] = {
+_TORCH: dict[str, Callable[[nn.Module], object]] = {
     "negdiag_param: negative diagonal (clamp)": register_negative_diagonal,
     "torch weight_norm: rows of learned length": parametrizations.weight_norm,
     "torch orthogonal: orthogonal matrix": parametrizations.orthogonal,
-    "geotorch.skew: antisymmetric, hence zero diagonal": _geotorch("skew"),
-    "geotorch.positive_definite: positive eigenvalues": _geotorch("positive_definite"),
+    "geotorch.skew: antisymmetric, hence zero diagonal": partial(_geotorch, "skew"),
+    "geotorch.positive_definite: positive eigenvalues": partial(_geotorch, "positive_definite"),
 }
 _TFP = "TFP on JAX, jit: TransformDiagonal (-exp)"
 
 
 def _tfp(n: int) -> Job | str:
     try:
-        import jax  # type: ignore[import-not-found]
-        from tensorflow_probability.substrates import jax as tfp  # type: ignore
+        import jax
+        from tensorflow_probability.substrates.jax import bijectors
     except ImportError:
         return "not installed"
     except AttributeError as error:
         # TFP reads names of JAX that later releases removed.
         return f"fails to import: {error}"
-    bijectors = tfp.bijectors
     negative = bijectors.Chain([bijectors.Scale(-1.0), bijectors.Exp()])
     constrain = bijectors.TransformDiagonal(negative).forward
 
-    @jax.jit  # type: ignore[untyped-decorator]
-    def weight_and_grad(original: Any, grad: Any) -> tuple[Any, Any]:
+    @jax.jit
+    def weight_and_grad(original: object, grad: object) -> tuple[object, object]:
         weight, pullback = jax.vjp(constrain, original)
         return weight, pullback(grad)
 

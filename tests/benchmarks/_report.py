@@ -4,9 +4,9 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 
@@ -62,10 +62,6 @@ class Report:
             f"Medians with [lower, upper] quartile of interleaved runs; 1.00 is each table's unit."
         )
         return "\n".join([head, "", *(table.markdown() for table in self.tables)])
-
-    def json(self) -> dict[str, Any]:
-        """The same, as plain dicts and lists."""
-        return asdict(self)
 
 
 def tell(progress: str) -> None:

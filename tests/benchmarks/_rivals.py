@@ -7,15 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from negdiag_param import (
-    ClampDiagonal,
-    NegativeDiagonal,
-    NegExpDiagonal,
-    NegSoftplusDiagonal,
-    NegSquareDiagonal,
-    SignFlipDiagonal,
-)
-
 Constrain = Callable[[Tensor], Tensor]
 
 
@@ -42,7 +33,7 @@ def looped(original: Tensor) -> Tensor:
 
 
 def only_clones(original: Tensor) -> Tensor:
-    return _Clone.apply(original)  # type: ignore
+    return _Clone.apply(original)
 
 
 def clamp_(weight: Tensor) -> None:
@@ -51,13 +42,6 @@ def clamp_(weight: Tensor) -> None:
         weight.diagonal().clamp_(max=-1e-6)
 
 
-MAPS: dict[str, type[NegativeDiagonal]] = {
-    "clamp": ClampDiagonal,
-    "exp": NegExpDiagonal,
-    "softplus": NegSoftplusDiagonal,
-    "square": NegSquareDiagonal,
-    "sign_flip": SignFlipDiagonal,
-}
 FORUM = "clone, then copy to the diagonal"
 LOOP = "a Python loop"
 RIVALS: dict[str, Constrain] = {

@@ -2,23 +2,21 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from negdiag_param import ClampDiagonal, register_negative_diagonal
-from tests.benchmarks import _cuda, _layers
+from tests.benchmarks import _layers, _profile
 from tests.benchmarks._layers import Layer
-from tests.benchmarks._memory import peak_bytes
 from tests.benchmarks._peers import peer_jobs
 from tests.benchmarks._report import Table, tell
-from tests.benchmarks._rivals import FLOOR, FORUM, LOOP, MAPS, RIVALS, Constrain, clamp_, forum
+from tests.benchmarks._rivals import FLOOR, FORUM, LOOP, RIVALS, Constrain, clamp_, forum
 from tests.benchmarks._timing import Job, Meter
+from tests.support.tables import BUILT_IN as MAPS
 
 IN_CLONES = "In units of one `weight.clone()` of the same size."
 CLAMP = "clamping after each optimizer step, all it costs"
-KINDS: tuple[Literal["rows", "columns"], ...] = ("rows", "columns")
 
 
 def alone(meter: Meter, sizes: Sequence[int], loop_up_to: int) -> list[Table]:
@@ -49,11 +47,8 @@ def layers(meter: Meter, every: Sequence[Layer], also_compiled: Sequence[Layer])
     for layer in every:
         compiled = layer in also_compiled
         tell(f"{layer.name}{', also compiled' if compiled else ''}")
-        for table, ratios in (
-            (train, _layers.train_ratios),
-            (evaluation, _layers.eval_ratios),
-        ):
-            table.rows[layer.name] = dict(ratios(layer, meter, compiled))
+        train.rows[layer.name] = dict(_layers.train_ratios(layer, meter, compiled))
+        evaluation.rows[layer.name] = dict(_layers.eval_ratios(layer, meter, compiled))
     return [train, evaluation]
 
 
@@ -102,12 +97,12 @@ def memory(device: torch.device, n: int) -> list[Table]:
     )
     ways = _ours() | RIVALS
     del ways[LOOP]
-    modules: dict[str, nn.Module] = {"bare": nn.Linear(n, n)}
-    modules |= {name: _layers.constrained(n, way) for name, way in ways.items()}
+    bare = nn.Linear(n, n)
+    modules = {name: _layers.constrained(bare, way) for name, way in ways.items()}
     x = torch.randn(1, n, device=device, requires_grad=True)
-    for name, module in modules.items():
+    for name, module in ({"bare": bare} | modules).items():
         step = _and_cleared(module.to(device), x)
-        table.put("extra", {name: peak_bytes(step, device) / (4 * n * n) - 1})
+        table.put("extra", {name: _profile.peak_bytes(step, device) / (4 * n * n) - 1})
     return [table]
 
 
@@ -120,58 +115,47 @@ def kernels(device: torch.device, n: int) -> list[Table]:
         torch.compiler.reset()
         eager = make()
         for mode, way in (("eager", eager), ("compiled", torch.compile(eager, fullgraph=True))):
-            forward = _cuda.kernels(partial(way, weight))
-            both = _cuda.kernels(_pass(way, weight, grad))
-            cells = {f"{mode}, forward": forward, f"{mode}, backward": both - forward}
-            table.rows.setdefault(name, {}).update(cells)
+            forward = _profile.kernels(partial(way, weight))
+            both = _profile.kernels(_pass(way, weight, grad))
+            table.put(f"{mode}, forward", {name: forward})
+            table.put(f"{mode}, backward", {name: both - forward})
     return [table]
 
 
 def bandwidth(meter: Meter, sizes: Sequence[int]) -> list[Table]:
     """How close to copying once each way."""
-    table = Table(
-        "Share of the copy bandwidth", "1.00 is one clone forward, two forward and backward."
-    )
+    unit = "1.00 is one clone forward, two forward and backward."
+    table = Table("Share of the copy bandwidth", unit)
     for n in sizes:
         tell(f"bandwidth, n={n}")
         weight, grad = _pair(n, meter.device)
-        for name, make in MAPS.items():
-            way = make()
-            jobs = {
-                "forward": Job(partial(way, weight)),
-                "both": Job(_pass(way, weight, grad)),
-            }
+        for name, way in {name: make() for name, make in MAPS.items()}.items():
+            jobs = {1: Job(partial(way, weight)), 2: Job(_pass(way, weight, grad))}
             ratios = meter.compare(Job(weight.detach().clone), jobs)
-            shares = {
-                f"n={n}, forward": 1 / ratios["forward"].median,
-                f"n={n}, forward and backward": 2 / ratios["both"].median,
-            }
-            table.rows.setdefault(name, {}).update(shares)
+            for copies, label in ((1, "forward"), (2, "forward and backward")):
+                table.put(f"n={n}, {label}", {name: copies / ratios[copies].median})
     return [table]
 
 
 def captured(meter: Meter, sizes: Sequence[int]) -> list[Table]:
     """A whole train step as a CUDA graph."""
-    table = Table(
-        "A compiled train step with SGD, captured in a CUDA graph",
-        "In units of the bare layer's.",
-    )
+    title = "A compiled train step with SGD, captured in a CUDA graph"
+    table = Table(title, "In units of the bare layer's.")
     for n in sizes:
         tell(f"CUDA graph, n={n}")
         torch.compiler.reset()
         x = torch.randn(128, n, device=meter.device)
         bare = nn.Linear(n, n, device=meter.device)
         ours = register_negative_diagonal(nn.Linear(n, n, device=meter.device))
-        unit, job = (_cuda.captured_step(layer, x) for layer in (bare, ours))
+        unit, job = (_profile.captured_step(layer, x) for layer in (bare, ours))
         table.put(f"n={n}", meter.compare(unit, {"clamp": job}))
     return [table]
 
 
 def _ours() -> dict[str, Constrain]:
-    dominant = {
-        f"clamp, dominance={kind!r}": partial(ClampDiagonal, dominance=kind) for kind in KINDS
-    }
-    return {f"negdiag_param, {name}": make() for name, make in (MAPS | dominant).items()}
+    ours = {name: make() for name, make in MAPS.items()}
+    ours |= {f"clamp, dominance={k!r}": ClampDiagonal(dominance=k) for k in ("rows", "columns")}
+    return {f"negdiag_param, {name}": way for name, way in ours.items()}
 
 
 def _pair(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -182,7 +166,7 @@ def _pair(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
 def _pass(way: Constrain, weight: Tensor, grad: Tensor) -> Callable[[], None]:
     def run() -> None:
         weight.grad = None
-        way(weight).backward(grad)  # type: ignore[no-untyped-call]
+        way(weight).backward(grad)
 
     return run
 
@@ -192,8 +176,7 @@ def _and_cleared(module: nn.Module, x: Tensor) -> Callable[[], None]:
 
     def run() -> None:
         step()
-        x.grad = None
-        for parameter in module.parameters():
-            parameter.grad = None
+        for tensor in (x, *module.parameters()):
+            tensor.grad = None
 
     return run

@@ -80,8 +80,8 @@ class Meter:
             return (perf_counter() - start) / repeats
 
     def _on_cuda(self, job: Job, repeats: int) -> float:
-        start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        start = torch.cuda.Event(enable_timing=True)
+        end = torch.cuda.Event(enable_timing=True)
         start.record()
         for _ in range(repeats):
             job.run()

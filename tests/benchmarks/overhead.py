@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     report = measure(torch.device(options.device), QUICK if options.quick else Effort())
     if options.json:
-        options.json.write_text(json.dumps(report.json(), indent=2) + "\n")
+        options.json.write_text(json.dumps(asdict(report), indent=2) + "\n")
     print(report.markdown())
     return 0
 
