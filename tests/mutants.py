@@ -116,7 +116,9 @@ def mutants(path: Path, draw: random.Random) -> Iterator[Mutant]:
 
 def stages(storey: str) -> list[list[str]]:
     """What to run, one after the other."""
-    return [["tests/demo"]] if storey == "_demo" else [*LIKELIEST.get(storey, []), QUICK, SLOW]
+    return (
+        [["tests/test_demo.py"]] if storey == "_demo" else [*LIKELIEST.get(storey, []), QUICK, SLOW]
+    )
 
 
 def stage(tree: Path, arguments: list[str]) -> int:
