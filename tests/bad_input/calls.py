@@ -31,7 +31,7 @@ from tests.bad_input.table import (
     quietly,
     registered,
 )
-from tests.support.modules import linear
+from tests.support.modules import linear, transformer
 
 NAMED: dict[str, Callable[..., Any]] = {
     "register_negative_diagonal": register_negative_diagonal,
@@ -116,6 +116,12 @@ NAMES: list[tuple[Callable[[], nn.Module], str, str]] = [
         "keys",
         "keys: expected a name that an nn.ModuleDict can hold, where parametrizations are kept, "
         "got 'keys', which is an attribute of it",
+    ),
+    (
+        transformer,
+        "encoder.layers.0.linear1.wieght",
+        f"'encoder.layers.0.linear1.wieght': {EXPECTED} ModuleDict, found no match; near names: "
+        f"encoder.layers.0.linear1.weight, encoder.layers.1.linear1.weight, ...",
     ),
     (
         lambda: quietly(lambda: nn.utils.weight_norm(linear())),
