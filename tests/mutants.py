@@ -33,7 +33,7 @@ from cosmic_ray.plugins import get_operator, operator_names
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "negdiag_param"
-APART = ("harness", "lightning", "accelerate", "script")  # of PyTorch's and others' own
+APART = ("harness", "frameworks", "script")  # of PyTorch's and others' own
 RANKS = ["tests/ranks", *(f"--ignore=tests/ranks/test_{name}.py" for name in APART)]
 QUICK = [f"tests/{name}" for name in ("maths", "doors", "life", "bad_input", "tracing")]
 SLOW = [*RANKS, "tests/life/test_wrapped.py"]

@@ -179,6 +179,8 @@ def run(rank: int, ranks: int, port: int, pipe: Connection, stacks: Path) -> Non
         threading.Thread(target=_end_with_the_parent, daemon=True).start()
         pipe.send(_outcome(_join, rank, ranks, port))
         while (order := pipe.recv()) is not None:
+            faulthandler.disable()  # some checks have put another handler in its place
+            faulthandler.enable(file)
             pipe.send(_outcome(_check, *order))
         pipe.send(_outcome(_leave))
         faulthandler.disable()
