@@ -1,19 +1,145 @@
 """The sections of the benchmark: what is measured beside what, and in which unit."""
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from negdiag_param import ClampDiagonal, register_negative_diagonal
-from tests.benchmarks import _layers, _profile
-from tests.benchmarks._layers import Layer
-from tests.benchmarks._peers import peer_jobs
+from negdiag_param import ClampDiagonal, register_negative_diagonal, remove_negative_diagonal
+from tests.benchmarks import _profile
 from tests.benchmarks._report import Table, tell
-from tests.benchmarks._rivals import FLOOR, FORUM, LOOP, RIVALS, Constrain, clamp_, forum
-from tests.benchmarks._timing import Job, Meter
+from tests.benchmarks._rivals import FLOOR, FORUM, LOOP, RIVALS, Constrain, clamp_, forum, peer_jobs
+from tests.benchmarks._timing import Job, Meter, Ratio, cleared
 from tests.support.tables import BUILT_IN as MAPS
+
+COMPILED = "clamp, both compiled"
+
+
+class Layer(NamedTuple):
+    """A layer and the shape of an input for it."""
+
+    name: str
+    make: Callable[[], nn.Module]
+    input_shape: tuple[int, ...]
+
+
+def linear(n: int, batch: int) -> Layer:
+    return Layer(f"Linear({n}, {n}), batch {batch}", lambda: nn.Linear(n, n), (batch, n))
+
+
+def conv(channels: int, batch: int, size: int = 16) -> Layer:
+    return Layer(
+        f"Conv2d({channels}, {channels}, 3), batch {batch}",
+        lambda: nn.Conv2d(channels, channels, 3, padding=1),
+        (batch, channels, size, size),
+    )
+
+
+class Way(nn.Module):
+    """A function as a parametrization."""
+
+    def __init__(self, constrain: Constrain) -> None:
+        super().__init__()
+        self.constrain = constrain
+
+    def forward(self, original: Tensor) -> Tensor:
+        return self.constrain(original)
+
+
+def constrained(bare: nn.Module, constrain: Constrain) -> nn.Module:
+    """A copy, with the stock way to register any function."""
+    module = copy.deepcopy(bare)
+    return parametrize.register_parametrization(module, "weight", Way(constrain))
+
+
+def train_ratios(layer: Layer, meter: Meter, compiled: bool) -> dict[str, Ratio]:
+    """A forward and a backward pass, in units of the bare layer's."""
+    bare, x = _made(layer, meter.device)
+    modules = {
+        "identity": constrained(bare, lambda weight: weight),
+        "by hand": constrained(bare, forum),
+        **{name: _registered(bare, map=name) for name in MAPS},
+    }
+    jobs = {name: Job(train_step(module, module, x)) for name, module in modules.items()}
+    ratios = meter.compare(Job(train_step(bare, bare, x)), jobs)
+    if compiled:
+        torch.compiler.reset()
+        pair = (bare, modules["clamp"])
+        unit, job = (Job(train_step(module, _compiled(module), x)) for module in pair)
+        ratios |= meter.compare(unit, {COMPILED: job})
+    return ratios
+
+
+def eval_ratios(layer: Layer, meter: Meter, compiled: bool) -> dict[str, Ratio]:
+    """A forward pass in eval mode without gradients, in units of the bare layer's."""
+    bare, x = _made(layer, meter.device)
+    bare.eval()
+    ours, stock = _registered(bare), constrained(bare, Tensor.clone)
+    jobs = {
+        "stock in `cached()`": Job(lambda: stock(x), _cached),
+        "clamp": _inference(ours, x),
+        "clamp in `cached()`": Job(lambda: ours(x), _cached),
+        "clamp, `cache_in_eval`": _inference(_registered(bare, cache_in_eval=True), x),
+        "clamp, removed": _inference(remove_negative_diagonal(_registered(bare)), x),
+    }
+    ratios = meter.compare(_inference(bare, x), jobs)
+    if compiled:
+        torch.compiler.reset()
+        unit, job = (_inference(_compiled(module), x) for module in (bare, ours))
+        ratios |= meter.compare(unit, {COMPILED: job})
+    return ratios
+
+
+def recurrent_ratios(meter: Meter, steps: int) -> dict[str, Ratio]:
+    """A forward and a backward pass through ``steps`` reads of one weight."""
+    bare, x = _made(linear(64, 32), meter.device)
+    modules = {"stock, clones": constrained(bare, Tensor.clone), "clamp": _registered(bare)}
+
+    def unrolled(cell: nn.Module, state: Tensor) -> Tensor:
+        for _ in range(steps):
+            state = torch.tanh(cell(state))
+        return state
+
+    jobs = {}
+    for name, module in modules.items():
+        step = train_step(module, partial(unrolled, module), x)
+        jobs[name] = Job(step)
+        jobs[f"{name}, in `cached()`"] = Job(parametrize.cached()(step))
+    return meter.compare(Job(train_step(bare, partial(unrolled, bare), x)), jobs)
+
+
+def train_step(owner: nn.Module, call: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], None]:
+    """Forward and backward, without an optimizer: its work is the same for every module."""
+    return cleared(owner.parameters(), lambda: call(x).sum().backward())
+
+
+def _inference(call: Callable[[Tensor], Tensor], x: Tensor) -> Job:
+    return Job(lambda: call(x), torch.no_grad)
+
+
+@contextmanager
+def _cached() -> Iterator[None]:
+    with torch.no_grad(), parametrize.cached():
+        yield
+
+
+def _made(layer: Layer, device: torch.device) -> tuple[nn.Module, Tensor]:
+    return layer.make().to(device), torch.randn(layer.input_shape, device=device)
+
+
+def _registered(bare: nn.Module, **options: object) -> nn.Module:
+    return register_negative_diagonal(copy.deepcopy(bare), **options)
+
+
+def _compiled(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    # fullgraph, so that a layer that does not compile fails instead of running eagerly.
+    return torch.compile(module, fullgraph=True, dynamic=False)
+
 
 IN_CLONES = "In units of one `weight.clone()` of the same size."
 CLAMP = "clamping after each optimizer step, all it costs"
@@ -47,8 +173,8 @@ def layers(meter: Meter, every: Sequence[Layer], also_compiled: Sequence[Layer])
     for layer in every:
         compiled = layer in also_compiled
         tell(f"{layer.name}{', also compiled' if compiled else ''}")
-        train.rows[layer.name] = dict(_layers.train_ratios(layer, meter, compiled))
-        evaluation.rows[layer.name] = dict(_layers.eval_ratios(layer, meter, compiled))
+        train.rows[layer.name] = dict(train_ratios(layer, meter, compiled))
+        evaluation.rows[layer.name] = dict(eval_ratios(layer, meter, compiled))
     return [train, evaluation]
 
 
@@ -59,7 +185,7 @@ def recurrent(meter: Meter, steps: int = 40) -> list[Table]:
         "In units of the bare layer. A `cached()` block holds the forward and backward passes.",
     )
     tell("recurrent")
-    table.rows["forward and backward"] = dict(_layers.recurrent_ratios(meter, steps))
+    table.rows["forward and backward"] = dict(recurrent_ratios(meter, steps))
     return [table]
 
 
@@ -98,7 +224,7 @@ def memory(device: torch.device, n: int) -> list[Table]:
     ways = _ours() | RIVALS
     del ways[LOOP]
     bare = nn.Linear(n, n)
-    modules = {name: _layers.constrained(bare, way) for name, way in ways.items()}
+    modules = {name: constrained(bare, way) for name, way in ways.items()}
     x = torch.randn(1, n, device=device, requires_grad=True)
     for name, module in ({"bare": bare} | modules).items():
         step = _and_cleared(module.to(device), x)
@@ -164,15 +290,11 @@ def _pair(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _pass(way: Constrain, weight: Tensor, grad: Tensor) -> Callable[[], None]:
-    def run() -> None:
-        weight.grad = None
-        way(weight).backward(grad)
-
-    return run
+    return cleared([weight], lambda: way(weight).backward(grad))
 
 
 def _and_cleared(module: nn.Module, x: Tensor) -> Callable[[], None]:
-    step = _layers.train_step(module, module, x)
+    step = train_step(module, module, x)
 
     def run() -> None:
         step()
