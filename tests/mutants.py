@@ -116,9 +116,9 @@ def mutants(path: Path, draw: random.Random) -> Iterator[Mutant]:
 
 def stages(storey: str) -> list[list[str]]:
     """What to run, one after the other."""
-    return (
-        [["tests/test_demo.py"]] if storey == "_demo" else [*LIKELIEST.get(storey, []), QUICK, SLOW]
-    )
+    if storey == "_demo":
+        return [["tests/test_demo.py"]]
+    return [*LIKELIEST.get(storey, []), QUICK, SLOW]
 
 
 def stage(tree: Path, arguments: list[str]) -> int:

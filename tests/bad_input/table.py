@@ -44,14 +44,6 @@ def given(
     }
 
 
-def holding_each(where: str, call: Callable[[Any], object], values: Values) -> Table:
-    """Rows for a module that holds a bad tensor."""
-    return {
-        f"{where}: {label}": Bad(lambda bad=bad: holding(bad), call, error, message)
-        for label, (bad, error, message) in values.items()
-    }
-
-
 def saying(values: Values, before: str) -> Values:
     """The same with more words before each message."""
     return {k: (bad, error, before + message) for k, (bad, error, message) in values.items()}

@@ -129,7 +129,9 @@ def _registered() -> Table:
         ("register_parametrization", bare, without),
     ):
         values = saying(values | t.NOT_FLOATING | t.NOT_FINITE, "weight: ")
-        rows |= t.holding_each(where, register, values)
+        for label, (bad, error, message) in values.items():
+            row = Bad(lambda bad=bad: t.holding(bad), register, error, message)
+            rows[f"{where}: {label}"] = row
         rows |= refused_by_policy(
             where,
             lambda value, **_: t.holding(value),

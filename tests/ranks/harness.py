@@ -157,14 +157,9 @@ class Groups:
             self.groups[count] = group
         return failure
 
-    def close(self) -> str:
-        """Lets all groups leave in order. How that failed, or nothing."""
-        failures = []
+    def close(self) -> None:
         for group in self.groups.values():
-            group.send(None)
-            failures.append(group.failure("leaving"))
             group.kill()
-        return "\n".join(filter(None, failures))
 
 
 def run(rank: int, ranks: int, port: int, pipe: Connection, stacks: Path) -> None:
@@ -178,12 +173,11 @@ def run(rank: int, ranks: int, port: int, pipe: Connection, stacks: Path) -> Non
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         threading.Thread(target=_end_with_the_parent, daemon=True).start()
         pipe.send(_outcome(_join, rank, ranks, port))
-        while (order := pipe.recv()) is not None:
+        while True:
+            order = pipe.recv()
             faulthandler.disable()  # some checks have put another handler in its place
             faulthandler.enable(file)
             pipe.send(_outcome(_check, *order))
-        pipe.send(_outcome(_leave))
-        faulthandler.disable()
 
 
 def _end_with_the_parent() -> None:
@@ -216,9 +210,3 @@ def _check(module: str, name: str, arguments: dict[str, object]) -> None:
     check = inspect.unwrap(getattr(importlib.import_module(module), name))
     torch.manual_seed(0)
     check(**arguments)
-
-
-def _leave() -> None:
-    gc.collect()
-    dist.barrier()
-    dist.destroy_process_group()
