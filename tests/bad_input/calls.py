@@ -55,8 +55,14 @@ UNKNOWN = {
     "[": "weight, bias",
     "parametrizations.weight.original": "weight",
 }
-EXPECTED = "expected the name of a parameter or buffer in"
 WITHOUT = "expected a tensor registered with a negative diagonal, got one without"
+
+
+def missing(name: str, kind: str, near: str) -> str:
+    return (
+        f"{name!r}: expected the name of a parameter or buffer in {kind}, found no match; near "
+        f"names: {near}"
+    )
 
 
 def _at_every_door() -> Table:
@@ -69,9 +75,8 @@ def _at_every_door() -> Table:
     for name, function in NAMED.items():
         is_new = name == "register_negative_diagonal"
         make, kind = (linear, "Linear") if is_new else (registered, "ParametrizedLinear")
-        text = f"{EXPECTED} {kind}, found no match; near names: "
-        unknown: Values = {
-            bad: (bad, ValueError, f"{bad!r}: {text}{near}") for bad, near in UNKNOWN.items()
+        unknown = {
+            bad: (bad, ValueError, missing(bad, kind, near)) for bad, near in UNKNOWN.items()
         }
         rows |= given(f"{name}, a name", make, function, unknown)
         rows |= given(f"{name}, a name that is", registered, function, NO_NAMES)
@@ -93,17 +98,16 @@ def memory() -> nn.Module:
     return module
 
 
+NESTED = "encoder.layers.0.linear1.wieght"
 # A module, a name in it, and what is said of the name.
 NAMES: list[tuple[Callable[[], nn.Module], str, str]] = [
+    (nn.ReLU, "weight", missing("weight", "ReLU", "none, it has no tensors")),
+    (lambda: nn.Linear(2, 2, bias=False), "bias", missing("bias", "Linear", "weight")),
+    (transformer, NESTED, missing(NESTED, "ModuleDict", "encoder.layers.0.linear1.weight, ...")),
     (
-        nn.ReLU,
+        lambda: quietly(lambda: nn.utils.weight_norm(linear())),
         "weight",
-        f"'weight': {EXPECTED} ReLU, found no match; near names: none, it has no tensors",
-    ),
-    (
-        lambda: nn.Linear(2, 2, bias=False),
-        "bias",
-        f"'bias': {EXPECTED} Linear, found no match; near names: weight",
+        missing("weight", "Linear", "weight_v, weight_g"),
     ),
     (
         lambda: nn.LayerNorm(3),
@@ -116,17 +120,6 @@ NAMES: list[tuple[Callable[[], nn.Module], str, str]] = [
         "keys",
         "keys: expected a name that an nn.ModuleDict can hold, where parametrizations are kept, "
         "got 'keys', which is an attribute of it",
-    ),
-    (
-        transformer,
-        "encoder.layers.0.linear1.wieght",
-        f"'encoder.layers.0.linear1.wieght': {EXPECTED} ModuleDict, found no match; near names: "
-        f"encoder.layers.0.linear1.weight, encoder.layers.1.linear1.weight, ...",
-    ),
-    (
-        lambda: quietly(lambda: nn.utils.weight_norm(linear())),
-        "weight",
-        f"'weight': {EXPECTED} Linear, found no match; near names: weight_v, weight_g",
     ),
 ]
 

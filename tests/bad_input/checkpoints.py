@@ -161,19 +161,17 @@ ROWS: Table = {
     **given(
         "NegExpDiagonal.set_extra_state",
         NegExpDiagonal,
-        lambda made, mark: made.set_extra_state(mark),
+        NegExpDiagonal.set_extra_state,
         by_the_class(MARKS),
     ),
     **given(
-        "NegExpDiagonal.load_state_dict, a mark that is",
+        "NegExpDiagonal.load_state_dict",
         bare,
-        lambda module, mark: loading()(module, {MARK: mark}),
-        by_the_class(MARKS),
-    ),
-    **given(
-        "NegExpDiagonal.load_state_dict, the mark of",
-        bare,
-        lambda module, state: loading()(module, {MARK: state[MARK]}),
-        by_the_class(OTHERS),
+        loading(),
+        {
+            f"a mark that is {k}": ({MARK: row[0]}, *row[1:])
+            for k, row in by_the_class(MARKS).items()
+        }
+        | {k: ({MARK: row[0][MARK]}, *row[1:]) for k, row in by_the_class(OTHERS).items()},
     ),
 }
