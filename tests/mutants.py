@@ -33,12 +33,11 @@ from cosmic_ray.plugins import get_operator, operator_names
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "negdiag_param"
-APART = ("harness", "lightning", "accelerate", "script")  # of PyTorch's and others' own
+APART = ("harness", "frameworks", "script")  # of PyTorch's and others' own
 RANKS = ["tests/ranks", *(f"--ignore=tests/ranks/test_{name}.py" for name in APART)]
-FOLDERS = ("maths", "doors", "life", "bad_input", "tracing")
-QUICK = [f"tests/{name}" for name in FOLDERS]
+QUICK = [f"tests/{name}" for name in ("maths", "doors", "life", "bad_input", "tracing")]
 SLOW = [*RANKS, "tests/life/test_wrapped.py"]
-# By the beginning of a storey's name: what is likely to notice, which runs before all the others.
+# For each storey what is likely to notice, which runs before all the others.
 LIKELIEST = {
     "_maths": [["tests/maths"]],
     "_parametrization": [["tests/maths", "tests/life"]],
@@ -46,7 +45,6 @@ LIKELIEST = {
     "_doors": [["tests/doors", "tests/bad_input"]],
     "_ranks": [["tests/maths/test_shards.py"], RANKS],
 }
-DEMO = "_demo"
 IMPORTED = ("pytest", "torch", "torch._dynamo", "torch.distributed.fsdp", "torch.export")
 PATIENCE = 900.0  # seconds; what is still running then is taken for a loop without end
 SAYS_NOTHING = {"override", "abstractmethod", "overload", "final"}
@@ -118,10 +116,9 @@ def mutants(path: Path, draw: random.Random) -> Iterator[Mutant]:
 
 def stages(storey: str) -> list[list[str]]:
     """What to run, one after the other."""
-    if storey == DEMO:
-        return [["tests/demo"]]
-    first = [tests for name in LIKELIEST if storey.startswith(name) for tests in LIKELIEST[name]]
-    return [*first, QUICK, SLOW]
+    if storey == "_demo":
+        return [["tests/test_demo.py"]]
+    return [*LIKELIEST.get(storey, []), QUICK, SLOW]
 
 
 def stage(tree: Path, arguments: list[str]) -> int:

@@ -11,14 +11,15 @@ import torch
 
 from tests.benchmarks import _study as study
 from tests.benchmarks import endurance, overhead, training
-from tests.benchmarks._layers import conv, linear
-from tests.benchmarks._memory import peak_bytes
 from tests.benchmarks._problems import regressions, single_entries
+from tests.benchmarks._profile import peak_bytes
 from tests.benchmarks._report import Table
-from tests.benchmarks._rivals import FLOOR, MAPS, RIVALS, clamp_, only_clones
-from tests.benchmarks._steps import Score, optimizers, steps_to_stay
+from tests.benchmarks._rivals import FLOOR, RIVALS, clamp_, only_clones
+from tests.benchmarks._sections import conv, linear
+from tests.benchmarks._steps import Score, steps_to_stay
 from tests.benchmarks._timing import Job, Meter
 from tests.benchmarks._ways import CANDIDATES, CLAMP, WAYS, Way, diagonal, weights
+from tests.support.tables import BUILT_IN as MAPS
 
 TINY = overhead.Effort(
     seconds=0.0,
@@ -85,22 +86,6 @@ def test_candidates_win_where_all_rivals_lose():
     ]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("optimizer", optimizers())
-def test_clamp_trains_as_clamping_by_hand_does(optimizer, dtype):
-    generator = torch.Generator().manual_seed(0)
-    start, target = torch.randn(2, 4, 4, generator=generator, dtype=dtype)
-    start.diagonal().fill_(-0.5)
-    target.diagonal().copy_(torch.tensor([-2.0, -0.1, 0.1, 2.0]))
-    make = optimizers()[optimizer](0.1)
-    ours, by_hand = (
-        torch.stack(list(weights(WAYS[way], make, start, lambda weight, step: weight - target, 50)))
-        for way in ("clamp", CLAMP)
-    )
-    assert torch.equal(ours, by_hand)
-    assert (diagonal(ours) == -torch.finfo(dtype).tiny).any()
-
-
 @pytest.mark.parametrize("name", WAYS)
 def test_every_way_starts_at_the_weight_and_stays_negative(name):
     problems = regressions(4, 3, torch.Generator().manual_seed(0), *study.KINDS["beyond"])
@@ -139,7 +124,11 @@ def test_what_never_arrives_counts_with_the_whole_budget():
     assert str(Score.of(torch.tensor([300.0]), torch.tensor([10.0]), budget=1000)) == "30"
 
 
-def test_endurance_finds_what_is_not_negative(monkeypatch):
+def test_endurance_holds_every_map_under_every_optimizer(monkeypatch, capsys):
+    assert endurance.main(["--steps", "50"]) == 0
+    rows = dict(re.findall(r"^\| ([^|-]+) \| (-.*)", capsys.readouterr().out, re.MULTILINE))
+    assert rows.keys() == {CLAMP, *MAPS}
+    assert rows["clamp"] == rows[CLAMP]
     monkeypatch.setitem(WAYS, "unconstrained", Way())
     with pytest.raises(RuntimeError, match="expected negative entries at every step of uncon"):
         endurance.endured("unconstrained", "SGD", 10)
@@ -153,18 +142,15 @@ def test_cuda_is_missing(capsys):
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", RIVALS)
-def test_rivals_do_the_same_job(name):
-    original = torch.randn(5, 5, requires_grad=True)
-    grad = torch.randn(5, 5)
-    results = [way(original) for way in (RIVALS[name], MAPS["exp"]())]
-    gradients = [torch.autograd.grad(result, original, grad)[0] for result in results]
-    torch.testing.assert_close(*results)
-    torch.testing.assert_close(*gradients)
-
-
-def test_floor_and_clamp():
-    weight = torch.randn(5, 5)
+def test_rivals_do_the_same_job():
+    original, grad = torch.randn(5, 5, requires_grad=True), torch.randn(5, 5)
+    expected = MAPS["exp"]()(original)
+    (gradient,) = torch.autograd.grad(expected, original, grad)
+    for name, way in RIVALS.items():
+        torch.testing.assert_close(way(original), expected, msg=name)
+        found = torch.autograd.grad(way(original), original, grad)
+        torch.testing.assert_close(found[0], gradient, msg=name)
+    weight = original.detach().clone()
     assert all(torch.equal(way(weight), weight) for way in FLOOR.values())
     clamp_(weight)
     assert (weight.diagonal() < 0).all()
@@ -172,14 +158,10 @@ def test_floor_and_clamp():
 
 def test_peak_bytes_counts_what_is_held_at_once():
     weight = torch.randn(64, 64)
-
-    def one_after_the_other():
-        weight.clone()
-        weight.clone()
-
-    def both():
-        return weight.clone(), weight.clone()
-
+    one_after_the_other, both = (
+        lambda: [weight.clone().numel() for _ in range(2)],
+        lambda: [weight.clone() for _ in range(2)],
+    )
     assert peak_bytes(one_after_the_other, weight.device) == 4 * 64 * 64
     assert peak_bytes(both, weight.device) == 2 * 4 * 64 * 64
 
@@ -192,11 +174,3 @@ def test_cheap_jobs_are_repeated():
     )
     assert len(calls) > 100
     assert set(ratios) == {"job"}
-
-
-def test_every_map_stays_negative_under_every_optimizer(capsys):
-    assert endurance.main(["--steps", "100"]) == 0
-    printed, _ = capsys.readouterr()
-    rows = dict(re.findall(r"^\| ([^|-]+) \| (-.*)", printed, re.MULTILINE))
-    assert rows.keys() == {CLAMP, *MAPS}
-    assert rows["clamp"] == rows[CLAMP]

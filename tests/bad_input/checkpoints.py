@@ -5,26 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from negdiag_param import NegExpDiagonal, register_negative_diagonal
-from tests.bad_input.table import (
-    DTYPES,
-    MATRIX,
-    NOT_DENSE,
-    NOT_FINITE,
-    NOT_FINITE_MESSAGE,
-    NOT_FLOATING,
-    ONES,
-    Bad,
-    Table,
-    Values,
-    alike,
-    given,
-    registered,
-    saying,
-)
-from tests.bad_input.weights import bare
+from tests.bad_input import table as t
+from tests.bad_input.table import MATRIX, ONES, Bad, Table, Values, given, registered, saying
+from tests.bad_input.tensors import bare
 from tests.support.modules import LearnedScale, OwnSquareDiagonal, linear
 from tests.support.tables import neg_softplus_transform
 
@@ -36,6 +22,7 @@ COPYING = f'While copying the parameter named "{ORIGINAL}", '
 TENSOR = f"{COPYING}expected torch.Tensor or Tensor-like object from checkpoint but received "
 WHILE = "While loading weight: "
 TAKEN_OUT = object()
+KEYS = (ORIGINAL, MARK)
 
 
 def loading(**how: Any) -> Callable[[nn.Module, dict[str, Any]], object]:
@@ -53,40 +40,37 @@ def plain(value: Any) -> dict[str, Any]:
     return {ORIGINAL: TAKEN_OUT, MARK: TAKEN_OUT, "weight": value}
 
 
-def written_by(map: Any = "exp", **options: Any) -> dict[str, Tensor]:
-    source = register_negative_diagonal(linear(-3.0), map=map, **options).state_dict()
-    return {ORIGINAL: source[ORIGINAL], MARK: source[MARK]}
-
-
-# By which map, margin, dims and blocks a checkpoint was written, and what that is called.
+# By which options a checkpoint was written, and what that is called.
 OTHERS: Values = {
-    label: (
-        written_by(**options),
+    found: (
+        {
+            key: register_negative_diagonal(linear(-3.0), **options).state_dict()[key]
+            for key in KEYS
+        },
         RuntimeError,
         f"weight: expected a checkpoint of exp(margin=0.0), found one of {found}",
     )
-    for label, options, found in [
-        ("another map", {"map": "softplus"}, "softplus(margin=0.0)"),
-        ("a third map", {"map": "sign_flip"}, "sign_flip(margin=0.0)"),
-        ("a user's map", {"map": OwnSquareDiagonal}, "OwnSquareDiagonal(margin=0.0) with ..."),
-        ("a user's map that learns", {"map": LearnedScale}, "LearnedScale(margin=0.0)"),
+    for options, found in [
+        ({"map": "softplus"}, "softplus(margin=0.0)"),
+        ({"map": "sign_flip"}, "sign_flip(margin=0.0)"),
+        ({"map": OwnSquareDiagonal}, "OwnSquareDiagonal(margin=0.0) with ..."),
+        ({"map": LearnedScale}, "LearnedScale(margin=0.0)"),
         (
-            "a transform",
             {"map": neg_softplus_transform()},
             "ComposeTransform( SoftplusTransform(), AffineTransform() )(margin=0.0) with ...",
         ),
-        ("another margin", {"margin": 0.5}, "exp(margin=0.5)"),
-        ("other dims", {"dims": ()}, "exp(margin=0.0, dims=())"),
-        ("dims the other way", {"dims": (1, 0)}, "exp(margin=0.0, dims=(1, 0))"),
-        ("other blocks", {"blocks": 3}, "exp(margin=0.0, blocks=3)"),
+        ({"map": "exp", "margin": 0.5}, "exp(margin=0.5)"),
+        ({"map": "exp", "dims": ()}, "exp(margin=0.0, dims=())"),
+        ({"map": "exp", "dims": (1, 0)}, "exp(margin=0.0, dims=(1, 0))"),
+        ({"map": "exp", "blocks": 3}, "exp(margin=0.0, blocks=3)"),
     ]
 }
+NO_MAP = "expected a checkpoint of exp(margin=0.0), found one of no map"
 MARKS: Values = {
-    "a text": ("exp", RuntimeError, f"{MARKED}'exp'"),
-    "none": (None, RuntimeError, f"{MARKED}None"),
-    "a number": (3, RuntimeError, f"{MARKED}3"),
-    "bytes": (b"exp", RuntimeError, f"{MARKED}b'exp'"),
-    "a dict": ({}, RuntimeError, f"{MARKED}{{}}"),
+    **{
+        repr(mark): (mark, RuntimeError, MARKED + repr(mark))
+        for mark in ("exp", None, 3, b"exp", {})
+    },
     **{
         label: (mark, RuntimeError, f"{MARKED}shape {tuple(mark.shape)}, {mark.dtype}")
         for label, mark in {
@@ -96,23 +80,17 @@ MARKS: Values = {
             "sparse": torch.zeros(256).to_sparse(),
         }.items()
     },
-    **alike(
-        {
-            "NaN": torch.full((256,), math.nan),
-            "empty": torch.zeros(0),
-            "all zero": torch.zeros(256),
-            "all spaces": torch.full((256,), 256.0),
-        },
-        RuntimeError,
-        "expected a checkpoint of exp(margin=0.0), found one of no map",
-    ),
+    **{
+        f"{size} times {value}": (torch.full((size,), value), RuntimeError, NO_MAP)
+        for value, size in ((math.nan, 256), (0.0, 0), (0.0, 256), (256.0, 256))
+    },
 }
 REAL = f"{WHILE}expected real numbers, got shape (3, 3), "
 LOST: Values = {
-    **saying(NOT_FINITE, f"{WHILE}weight: "),
+    **saying(t.NOT_FINITE, f"{WHILE}weight: "),
     "complex numbers": (ONES.cfloat(), RuntimeError, f"{REAL}torch.complex64"),
-    "quantized": (NOT_DENSE["quantized"][0], RuntimeError, f"{REAL}torch.qint8"),
-    "sparse": (NOT_DENSE["sparse"][0], TypeError, f"{WHILE}weight: {NOT_DENSE['sparse'][2]}"),
+    "quantized": (t.NOT_DENSE["quantized"][0], RuntimeError, f"{REAL}torch.qint8"),
+    "sparse": (t.NOT_DENSE["sparse"][0], TypeError, f"{WHILE}weight: {t.NOT_DENSE['sparse'][2]}"),
     "lists": ([[1.0]], RuntimeError, f"{TENSOR}<class 'list'>"),
     "none": (None, RuntimeError, f"{TENSOR}<class 'NoneType'>"),
 }
@@ -124,11 +102,7 @@ DAMAGED: Values = {
     "an original of lists": ({ORIGINAL: [[1.0]]}, RuntimeError, f"{TENSOR}<class 'list'>"),
     "a complex original": ({ORIGINAL: ONES.cfloat()}, RuntimeError, f"{REAL}torch.complex64"),
     "a sparse original": ({ORIGINAL: ONES.to_sparse()}, RuntimeError, "..."),
-    "an original on meta": (
-        {ORIGINAL: ONES.to("meta")},
-        RuntimeError,
-        f"{COPYING}...no data!...",
-    ),
+    "an original on meta": ({ORIGINAL: ONES.to("meta")}, RuntimeError, f"{COPYING}...no data!..."),
 }
 
 
@@ -151,17 +125,16 @@ BOTH_WAYS = {
     **within(LOST, plain, "a plain weight of "),
     **within(DAMAGED, dict),
 }
-real = {label: NOT_FLOATING[label] for label in DTYPES if not DTYPES[label].is_complex}
+real = {label: row for label, row in t.NOT_FLOATING.items() if not row[0].is_complex()}
 ASSIGNED = {
     **within(saying(OTHERS, WHILE), dict),
-    **within(saying(real | NOT_FINITE, f"{WHILE}weight: "), plain, "a plain weight of "),
+    **within(saying(real | t.NOT_FINITE, f"{WHILE}weight: "), plain, "a plain weight of "),
 }
 INFEASIBLE: Values = {
     "what the policy refuses": (
         plain(ONES),
         RuntimeError,
-        f"{ERRORS}{WHILE}weight: expected a negative diagonal, got 3 of 3 entries that are not, "
-        f"the largest 1; got {MATRIX}",
+        f"{ERRORS}{WHILE}weight: expected {t.NOT_NEGATIVE.format(3, 1)}; got {MATRIX}",
     )
 }
 
@@ -183,24 +156,22 @@ ROWS: Table = {
         lambda model: model.load_state_dict({"0.weight": ONES * math.nan}),
         RuntimeError,
         f"{ERRORS.replace('ParametrizedLinear', 'Sequential')}While loading 0.weight: weight: "
-        f"{NOT_FINITE_MESSAGE}",
+        f"{t.NOT_FINITE_MESSAGE}",
     ),
     **given(
         "NegExpDiagonal.set_extra_state",
         NegExpDiagonal,
-        lambda made, mark: made.set_extra_state(mark),
+        NegExpDiagonal.set_extra_state,
         by_the_class(MARKS),
     ),
     **given(
-        "NegExpDiagonal.load_state_dict, a mark that is",
+        "NegExpDiagonal.load_state_dict",
         bare,
-        lambda module, mark: loading()(module, {MARK: mark}),
-        by_the_class(MARKS),
-    ),
-    **given(
-        "NegExpDiagonal.load_state_dict, the mark of",
-        bare,
-        lambda module, state: loading()(module, {MARK: state[MARK]}),
-        by_the_class(OTHERS),
+        loading(),
+        {
+            f"a mark that is {k}": ({MARK: row[0]}, *row[1:])
+            for k, row in by_the_class(MARKS).items()
+        }
+        | {k: ({MARK: row[0][MARK]}, *row[1:]) for k, row in by_the_class(OTHERS).items()},
     ),
 }

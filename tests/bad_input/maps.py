@@ -7,10 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributions import transforms as T
+from torch.nn.utils import parametrize
 
-from negdiag_param import NegativeDiagonal, NegExpDiagonal, register_negative_diagonal
-from tests.bad_input.table import MATRIX, Table, Values, given
-from tests.support.modules import linear
+from negdiag_param import (
+    NegativeDiagonal,
+    NegExpDiagonal,
+    register_negative_diagonal,
+    remove_negative_diagonal,
+)
+from tests.bad_input.table import MATRIX, Bad, Table, Values, given
+from tests.support.modules import Half, linear
 
 Function = Callable[[Any, Any], Any]
 KNOWN = "clamp, exp, softplus, square, sign_flip"
@@ -70,7 +76,7 @@ RETURNS: dict[str, Callable[[Tensor], Any]] = {
 NEGATED = T.AffineTransform(0.0, -1.0)
 WAY_BACK = (
     "an inverse that reaches the diagonal, but the inverse of Own does not lead back to values "
-    "between -7 and -7"
+    "between {0} and {0}"
 )
 # The layer's diagonal is -7.
 NO_MAPS: dict[str, tuple[Any, str]] = {
@@ -92,8 +98,8 @@ NO_MAPS: dict[str, tuple[Any, str]] = {
         "a map that leaves its argument as it is, got Own, which writes to it",
     ),
     "a constant": (own(lambda x: x * 0 - 1), reach("-1 and -1", "Own")),
-    "an inverse to NaN": (own(inverse=lambda d: d.log()), WAY_BACK),
-    "an inverse of another map": (own(inverse=lambda d: d), WAY_BACK),
+    "an inverse to NaN": (own(inverse=lambda d: d.log()), WAY_BACK.format(-7)),
+    "an inverse of another map": (own(inverse=lambda d: d), WAY_BACK.format(-7)),
     "an inverse that is not there": (
         own(inverse=is_missing),
         "an inverse of Own, got NotImplementedError('not yet')",
@@ -124,6 +130,35 @@ class Remembering(T.Transform):
 
 class Mixin:
     map = own().map
+
+
+class Moody(own()):
+    """A map that can be made to fail."""
+
+    is_content = True
+
+    def map(self, x: Tensor) -> Tensor:
+        return exp(x) if self.is_content else fails()
+
+
+def two(first: float, second: float) -> nn.Sequential:
+    return nn.Sequential(linear(first), linear(second))
+
+
+def after_a_chain() -> nn.Module:
+    model = two(-2.0, -14.0)
+    parametrize.register_parametrization(model[0], "weight", Half())
+    return model
+
+
+def moody() -> nn.Module:
+    model = register_negative_diagonal(two(-2.0, -2.0), "*.weight", map=Moody)
+    model[1].parametrizations.weight[0].is_content = False
+    return model
+
+
+# An inverse that does for small entries only.
+SHALLOW = own(inverse=lambda d: d if (d < -5).any() else log(d))
 
 
 KIND = (
@@ -195,4 +230,19 @@ ROWS: Table = {
     ),
     **given(f"{HELPER}, as map", linear, registering, OTHERS),
     **given(HELPER, linear, lambda m, options: register_negative_diagonal(m, **options), BESIDE),
+    **{
+        f"{HELPER}: what fails for the second of two, {value}": Bad(
+            make,
+            lambda model: register_negative_diagonal(model, "*.weight", map=SHALLOW),
+            ValueError,
+            f"1.weight: expected {WAY_BACK.format(value)}; got {MATRIX}",
+        )
+        for make, value in ((lambda: two(-2.0, -7.0), -7), (after_a_chain, -14))
+    },
+    "remove_negative_diagonal: what fails for the second of two": Bad(
+        moody,
+        lambda model: remove_negative_diagonal(model, "*.weight"),
+        RuntimeError,
+        "of the user's own",
+    ),
 }

@@ -44,20 +44,9 @@ def given(
     }
 
 
-def holding_each(where: str, call: Callable[[Any], object], values: Values) -> Table:
-    """Rows for a module that holds a bad tensor."""
-    return {
-        f"{where}: {label}": Bad(lambda bad=bad: holding(bad), call, error, message)
-        for label, (bad, error, message) in values.items()
-    }
-
-
-def saying(values: Values, before: str = "", after: str = "") -> Values:
-    """The same with more words around each message."""
-    return {
-        label: (bad, error, f"{before}{message}{after}")
-        for label, (bad, error, message) in values.items()
-    }
+def saying(values: Values, before: str) -> Values:
+    """The same with more words before each message."""
+    return {k: (bad, error, before + message) for k, (bad, error, message) in values.items()}
 
 
 def alike(values: Mapping[str, Any], error: type[Exception], message: str) -> Values:
@@ -65,9 +54,10 @@ def alike(values: Mapping[str, Any], error: type[Exception], message: str) -> Va
     return {label: (bad, error, message) for label, bad in values.items()}
 
 
-def by_type(values: Mapping[str, Any], message: str) -> Values:
+def by_type(message: str, *values: Any) -> Values:
     """With one message for all, which ends with the name of the type."""
-    return {label: (bad, TypeError, message + type(bad).__name__) for label, bad in values.items()}
+    names = [type(bad).__name__ for bad in values]
+    return {n: (bad, TypeError, message + n) for n, bad in zip(names, values, strict=True)}
 
 
 def quietly(make: Callable[[], Any]) -> Any:
@@ -90,76 +80,69 @@ def registered(**options: Any) -> nn.Module:
     return register_negative_diagonal(linear(-2.0), **{"map": "exp", **options})
 
 
+def assign(module: nn.Module, value: Any) -> None:
+    module.weight = value
+
+
 ONES = torch.ones(3, 3)
 MATRIX = "shape (3, 3), torch.float32"
+WANTED = f"weight: expected a tensor of {MATRIX} on cpu, got "
 FLOATING = "float16, bfloat16, float32 or float64"
 LAZY = "expected an initialized tensor, got UninitializedParameter; run the lazy module once first"
 NOT_FINITE_MESSAGE = f"expected a finite diagonal, got 3 of 3 entries NaN or infinite; got {MATRIX}"
+NOT_NEGATIVE = "a negative diagonal, got {} of 3 entries that are not, the largest {}"
 
-NOT_TENSORS = by_type(
-    {"none": None, "a number": -1.0, "text": "x", "lists": [[-1.0]], "an array": ONES.numpy()},
-    "expected a tensor, got ",
-)
+NOT_TENSORS = by_type("expected a tensor, got ", None, -1.0, "x", [[-1.0]], ONES.numpy())
 # Which have no diagonal of real numbers.
 NOT_DENSE: Values = {
-    label: (tensor, TypeError, f"expected a dense tensor, got {found}")
-    for label, (tensor, found) in {
-        "sparse": (ONES.to_sparse(), f"{MATRIX}, layout torch.sparse_coo"),
-        "compressed rows": (quietly(ONES.to_sparse_csr), f"{MATRIX}, layout torch.sparse_csr"),
-        "compressed columns": (quietly(ONES.to_sparse_csc), f"{MATRIX}, layout torch.sparse_csc"),
-        "mkldnn": (ONES.to_mkldnn(), f"{MATRIX}, layout torch._mkldnn"),
-        "quantized": (
-            quietly(lambda: torch.quantize_per_tensor(ONES, 0.1, 0, torch.qint8)),
+    label: (quietly(make), TypeError, f"expected a dense tensor, got {found}")
+    for label, make, found in [
+        ("sparse", ONES.to_sparse, f"{MATRIX}, layout torch.sparse_coo"),
+        ("compressed rows", ONES.to_sparse_csr, f"{MATRIX}, layout torch.sparse_csr"),
+        ("compressed columns", ONES.to_sparse_csc, f"{MATRIX}, layout torch.sparse_csc"),
+        ("mkldnn", ONES.to_mkldnn, f"{MATRIX}, layout torch._mkldnn"),
+        (
+            "quantized",
+            lambda: torch.quantize_per_tensor(ONES, 0.1, 0, torch.qint8),
             "shape (3, 3), torch.qint8, layout torch.strided (quantized)",
         ),
-        "nested": (
-            quietly(lambda: torch.nested.nested_tensor([ONES, ONES])),
-            "a nested one, torch.float32",
+        *(
+            (
+                label,
+                lambda layout=layout: torch.nested.nested_tensor([ONES, ONES], layout=layout),
+                "a nested one, torch.float32",
+            )
+            for label, layout in (("nested", torch.strided), ("jagged", torch.jagged))
         ),
-        "jagged": (
-            quietly(lambda: torch.nested.nested_tensor([ONES, ONES], layout=torch.jagged)),
-            "a nested one, torch.float32",
-        ),
-    }.items()
+    ]
 }
 UNINITIALIZED: Values = {"a lazy parameter": (nn.UninitializedParameter(), TypeError, LAZY)}
-DTYPES: dict[str, torch.dtype] = {
-    "bytes": torch.uint8,
-    "integers": torch.int32,
-    "long integers": torch.int64,
-    "truth values": torch.bool,
-    "complex numbers": torch.complex64,
-    "complex halves": torch.complex32,
-    "float8": torch.float8_e4m3fn,
-}
+DTYPES = [torch.uint8, torch.int32, torch.int64, torch.bool, torch.complex64, torch.complex32]
+DTYPES += [torch.float8_e4m3fn]
 NOT_FLOATING: Values = {
-    label: (
+    str(dtype): (
         quietly(lambda dtype=dtype: ONES.to(dtype)),
         TypeError,
         f"expected {FLOATING}, got shape (3, 3), {dtype}",
     )
-    for label, dtype in DTYPES.items()
+    for dtype in DTYPES
 }
-NOT_FINITE: Values = alike(
-    {"NaN": ONES * math.nan, "infinity": ONES * math.inf, "minus infinity": ONES * -math.inf},
+NOT_FINITE = alike(
+    {str(value): ONES * value for value in (math.nan, math.inf, -math.inf)},
     ValueError,
     NOT_FINITE_MESSAGE,
 )
 # With infeasible="error" and these options.
 INFEASIBLE: dict[str, tuple[dict[str, Any], Tensor, str]] = {
-    "a zero": (
-        {},
-        torch.zeros(3, 3),
-        "a negative diagonal, got 3 of 3 entries that are not, the largest 0",
-    ),
+    "a zero": ({}, 0 * ONES, NOT_NEGATIVE.format(3, 0)),
     "one positive entry": (
         {},
         torch.diag(torch.tensor([-1.0, 2.0, -3.0])),
-        "a negative diagonal, got 1 of 3 entries that are not, the largest 2",
+        NOT_NEGATIVE.format(1, 2),
     ),
     "an entry inside the margin": (
         {"margin": 1.5},
-        -2 * ONES + torch.eye(3),
+        torch.eye(3) - 2 * ONES,
         "a diagonal of at most -1.5, got 3 of 3 entries that are not, the largest -1",
     ),
 }

@@ -4,28 +4,10 @@ import pytest
 from torch import nn
 
 import negdiag_param
-from tests.bad_input import (
-    checkpoints,
-    initialised,
-    maps,
-    modules_and_names,
-    options,
-    other_ways,
-    ties,
-    weights,
-)
+from tests.bad_input import calls, checkpoints, maps, options, tensors
 from tests.support.state import state_of
 
-THEMES = [
-    checkpoints,
-    initialised,
-    maps,
-    modules_and_names,
-    options,
-    other_ways,
-    ties,
-    weights,
-]
+THEMES = [calls, checkpoints, maps, options, tensors]
 ROWS = {label: row for theme in THEMES for label, row in theme.ROWS.items()}
 
 

@@ -1,14 +1,9 @@
 """Tables of ratios, as markdown and as JSON."""
 
-import os
-import platform
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
-from typing import Any, TypeAlias
-
-import torch
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from tests.benchmarks._timing import Ratio
 
@@ -40,34 +35,6 @@ class Table:
         return f"### {self.title}\n\n{self.unit}\n\n{body}\n"
 
 
-@dataclass(frozen=True)
-class Report:
-    """All tables of one run, with when and where it was."""
-
-    date: str
-    machine: str
-    torch_version: str
-    tables: list[Table]
-
-    @classmethod
-    def of(cls, device: torch.device, tables: list[Table]) -> "Report":
-        """Stamps the tables of the run that ends now."""
-        today = datetime.now(timezone.utc).date().isoformat()
-        return cls(today, _machine(device), torch.__version__, tables)
-
-    def markdown(self) -> str:
-        """Ready to be pasted into a README."""
-        head = (
-            f"Measured on {self.date}, {self.machine}, torch {self.torch_version}, float32. "
-            f"Medians with [lower, upper] quartile of interleaved runs; 1.00 is each table's unit."
-        )
-        return "\n".join([head, "", *(table.markdown() for table in self.tables)])
-
-    def json(self) -> dict[str, Any]:
-        """The same, as plain dicts and lists."""
-        return asdict(self)
-
-
 def tell(progress: str) -> None:
     """To the screen, not into the report."""
     print(progress, file=sys.stderr, flush=True)
@@ -77,11 +44,3 @@ def _text(cell: Cell | None) -> str:
     if cell is None:
         return ""
     return f"{cell:.2f}" if isinstance(cell, float) else str(cell)
-
-
-def _machine(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cores, threads = os.cpu_count(), torch.get_num_threads()
-    architecture = platform.machine().replace("x86_64", "x86-64")
-    return f"{cores}-core {architecture} CPU" + (f", threads: {threads}" * (threads != cores))

@@ -1,24 +1,148 @@
 """The sections of the benchmark: what is measured beside what, and in which unit."""
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import Literal
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from negdiag_param import ClampDiagonal, register_negative_diagonal
-from tests.benchmarks import _cuda, _layers
-from tests.benchmarks._layers import Layer
-from tests.benchmarks._memory import peak_bytes
-from tests.benchmarks._peers import peer_jobs
+from negdiag_param import ClampDiagonal, register_negative_diagonal, remove_negative_diagonal
+from tests.benchmarks import _profile
 from tests.benchmarks._report import Table, tell
-from tests.benchmarks._rivals import FLOOR, FORUM, LOOP, MAPS, RIVALS, Constrain, clamp_, forum
-from tests.benchmarks._timing import Job, Meter
+from tests.benchmarks._rivals import FLOOR, FORUM, LOOP, RIVALS, Constrain, clamp_, forum, peer_jobs
+from tests.benchmarks._timing import Job, Meter, Ratio, cleared
+from tests.support.tables import BUILT_IN as MAPS
+
+COMPILED = "clamp, both compiled"
+
+
+class Layer(NamedTuple):
+    """A layer and the shape of an input for it."""
+
+    name: str
+    make: Callable[[], nn.Module]
+    input_shape: tuple[int, ...]
+
+
+def linear(n: int, batch: int) -> Layer:
+    return Layer(f"Linear({n}, {n}), batch {batch}", lambda: nn.Linear(n, n), (batch, n))
+
+
+def conv(channels: int, batch: int, size: int = 16) -> Layer:
+    return Layer(
+        f"Conv2d({channels}, {channels}, 3), batch {batch}",
+        lambda: nn.Conv2d(channels, channels, 3, padding=1),
+        (batch, channels, size, size),
+    )
+
+
+class Way(nn.Module):
+    """A function as a parametrization."""
+
+    def __init__(self, constrain: Constrain) -> None:
+        super().__init__()
+        self.constrain = constrain
+
+    def forward(self, original: Tensor) -> Tensor:
+        return self.constrain(original)
+
+
+def constrained(bare: nn.Module, constrain: Constrain) -> nn.Module:
+    """A copy, with the stock way to register any function."""
+    module = copy.deepcopy(bare)
+    return parametrize.register_parametrization(module, "weight", Way(constrain))
+
+
+def train_ratios(layer: Layer, meter: Meter, compiled: bool) -> dict[str, Ratio]:
+    """A forward and a backward pass, in units of the bare layer's."""
+    bare, x = _made(layer, meter.device)
+    modules = {
+        "identity": constrained(bare, lambda weight: weight),
+        "by hand": constrained(bare, forum),
+        **{name: _registered(bare, map=name) for name in MAPS},
+    }
+    jobs = {name: Job(train_step(module, module, x)) for name, module in modules.items()}
+    ratios = meter.compare(Job(train_step(bare, bare, x)), jobs)
+    if compiled:
+        torch.compiler.reset()
+        pair = (bare, modules["clamp"])
+        unit, job = (Job(train_step(module, _compiled(module), x)) for module in pair)
+        ratios |= meter.compare(unit, {COMPILED: job})
+    return ratios
+
+
+def eval_ratios(layer: Layer, meter: Meter, compiled: bool) -> dict[str, Ratio]:
+    """A forward pass in eval mode without gradients, in units of the bare layer's."""
+    bare, x = _made(layer, meter.device)
+    bare.eval()
+    ours, stock = _registered(bare), constrained(bare, Tensor.clone)
+    jobs = {
+        "stock in `cached()`": Job(lambda: stock(x), _cached),
+        "clamp": _inference(ours, x),
+        "clamp in `cached()`": Job(lambda: ours(x), _cached),
+        "clamp, `cache_in_eval`": _inference(_registered(bare, cache_in_eval=True), x),
+        "clamp, removed": _inference(remove_negative_diagonal(_registered(bare)), x),
+    }
+    ratios = meter.compare(_inference(bare, x), jobs)
+    if compiled:
+        torch.compiler.reset()
+        unit, job = (_inference(_compiled(module), x) for module in (bare, ours))
+        ratios |= meter.compare(unit, {COMPILED: job})
+    return ratios
+
+
+def recurrent_ratios(meter: Meter, steps: int) -> dict[str, Ratio]:
+    """A forward and a backward pass through ``steps`` reads of one weight."""
+    bare, x = _made(linear(64, 32), meter.device)
+    modules = {"stock, clones": constrained(bare, Tensor.clone), "clamp": _registered(bare)}
+
+    def unrolled(cell: nn.Module, state: Tensor) -> Tensor:
+        for _ in range(steps):
+            state = torch.tanh(cell(state))
+        return state
+
+    jobs = {}
+    for name, module in modules.items():
+        step = train_step(module, partial(unrolled, module), x)
+        jobs[name] = Job(step)
+        jobs[f"{name}, in `cached()`"] = Job(parametrize.cached()(step))
+    return meter.compare(Job(train_step(bare, partial(unrolled, bare), x)), jobs)
+
+
+def train_step(owner: nn.Module, call: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], None]:
+    """Forward and backward, without an optimizer: its work is the same for every module."""
+    return cleared(owner.parameters(), lambda: call(x).sum().backward())
+
+
+def _inference(call: Callable[[Tensor], Tensor], x: Tensor) -> Job:
+    return Job(lambda: call(x), torch.no_grad)
+
+
+@contextmanager
+def _cached() -> Iterator[None]:
+    with torch.no_grad(), parametrize.cached():
+        yield
+
+
+def _made(layer: Layer, device: torch.device) -> tuple[nn.Module, Tensor]:
+    return layer.make().to(device), torch.randn(layer.input_shape, device=device)
+
+
+def _registered(bare: nn.Module, **options: object) -> nn.Module:
+    return register_negative_diagonal(copy.deepcopy(bare), **options)
+
+
+def _compiled(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    # fullgraph, so that a layer that does not compile fails instead of running eagerly.
+    return torch.compile(module, fullgraph=True, dynamic=False)
+
 
 IN_CLONES = "In units of one `weight.clone()` of the same size."
 CLAMP = "clamping after each optimizer step, all it costs"
-KINDS: tuple[Literal["rows", "columns"], ...] = ("rows", "columns")
 
 
 def alone(meter: Meter, sizes: Sequence[int], loop_up_to: int) -> list[Table]:
@@ -49,11 +173,8 @@ def layers(meter: Meter, every: Sequence[Layer], also_compiled: Sequence[Layer])
     for layer in every:
         compiled = layer in also_compiled
         tell(f"{layer.name}{', also compiled' if compiled else ''}")
-        for table, ratios in (
-            (train, _layers.train_ratios),
-            (evaluation, _layers.eval_ratios),
-        ):
-            table.rows[layer.name] = dict(ratios(layer, meter, compiled))
+        train.rows[layer.name] = dict(train_ratios(layer, meter, compiled))
+        evaluation.rows[layer.name] = dict(eval_ratios(layer, meter, compiled))
     return [train, evaluation]
 
 
@@ -64,7 +185,7 @@ def recurrent(meter: Meter, steps: int = 40) -> list[Table]:
         "In units of the bare layer. A `cached()` block holds the forward and backward passes.",
     )
     tell("recurrent")
-    table.rows["forward and backward"] = dict(_layers.recurrent_ratios(meter, steps))
+    table.rows["forward and backward"] = dict(recurrent_ratios(meter, steps))
     return [table]
 
 
@@ -102,12 +223,12 @@ def memory(device: torch.device, n: int) -> list[Table]:
     )
     ways = _ours() | RIVALS
     del ways[LOOP]
-    modules: dict[str, nn.Module] = {"bare": nn.Linear(n, n)}
-    modules |= {name: _layers.constrained(n, way) for name, way in ways.items()}
+    bare = nn.Linear(n, n)
+    modules = {name: constrained(bare, way) for name, way in ways.items()}
     x = torch.randn(1, n, device=device, requires_grad=True)
-    for name, module in modules.items():
+    for name, module in ({"bare": bare} | modules).items():
         step = _and_cleared(module.to(device), x)
-        table.put("extra", {name: peak_bytes(step, device) / (4 * n * n) - 1})
+        table.put("extra", {name: _profile.peak_bytes(step, device) / (4 * n * n) - 1})
     return [table]
 
 
@@ -120,58 +241,47 @@ def kernels(device: torch.device, n: int) -> list[Table]:
         torch.compiler.reset()
         eager = make()
         for mode, way in (("eager", eager), ("compiled", torch.compile(eager, fullgraph=True))):
-            forward = _cuda.kernels(partial(way, weight))
-            both = _cuda.kernels(_pass(way, weight, grad))
-            cells = {f"{mode}, forward": forward, f"{mode}, backward": both - forward}
-            table.rows.setdefault(name, {}).update(cells)
+            forward = _profile.kernels(partial(way, weight))
+            both = _profile.kernels(_pass(way, weight, grad))
+            table.put(f"{mode}, forward", {name: forward})
+            table.put(f"{mode}, backward", {name: both - forward})
     return [table]
 
 
 def bandwidth(meter: Meter, sizes: Sequence[int]) -> list[Table]:
     """How close to copying once each way."""
-    table = Table(
-        "Share of the copy bandwidth", "1.00 is one clone forward, two forward and backward."
-    )
+    unit = "1.00 is one clone forward, two forward and backward."
+    table = Table("Share of the copy bandwidth", unit)
     for n in sizes:
         tell(f"bandwidth, n={n}")
         weight, grad = _pair(n, meter.device)
-        for name, make in MAPS.items():
-            way = make()
-            jobs = {
-                "forward": Job(partial(way, weight)),
-                "both": Job(_pass(way, weight, grad)),
-            }
+        for name, way in {name: make() for name, make in MAPS.items()}.items():
+            jobs = {1: Job(partial(way, weight)), 2: Job(_pass(way, weight, grad))}
             ratios = meter.compare(Job(weight.detach().clone), jobs)
-            shares = {
-                f"n={n}, forward": 1 / ratios["forward"].median,
-                f"n={n}, forward and backward": 2 / ratios["both"].median,
-            }
-            table.rows.setdefault(name, {}).update(shares)
+            for copies, label in ((1, "forward"), (2, "forward and backward")):
+                table.put(f"n={n}, {label}", {name: copies / ratios[copies].median})
     return [table]
 
 
 def captured(meter: Meter, sizes: Sequence[int]) -> list[Table]:
     """A whole train step as a CUDA graph."""
-    table = Table(
-        "A compiled train step with SGD, captured in a CUDA graph",
-        "In units of the bare layer's.",
-    )
+    title = "A compiled train step with SGD, captured in a CUDA graph"
+    table = Table(title, "In units of the bare layer's.")
     for n in sizes:
         tell(f"CUDA graph, n={n}")
         torch.compiler.reset()
         x = torch.randn(128, n, device=meter.device)
         bare = nn.Linear(n, n, device=meter.device)
         ours = register_negative_diagonal(nn.Linear(n, n, device=meter.device))
-        unit, job = (_cuda.captured_step(layer, x) for layer in (bare, ours))
+        unit, job = (_profile.captured_step(layer, x) for layer in (bare, ours))
         table.put(f"n={n}", meter.compare(unit, {"clamp": job}))
     return [table]
 
 
 def _ours() -> dict[str, Constrain]:
-    dominant = {
-        f"clamp, dominance={kind!r}": partial(ClampDiagonal, dominance=kind) for kind in KINDS
-    }
-    return {f"negdiag_param, {name}": make() for name, make in (MAPS | dominant).items()}
+    ours = {name: make() for name, make in MAPS.items()}
+    ours |= {f"clamp, dominance={k!r}": ClampDiagonal(dominance=k) for k in ("rows", "columns")}
+    return {f"negdiag_param, {name}": way for name, way in ours.items()}
 
 
 def _pair(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -180,20 +290,15 @@ def _pair(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _pass(way: Constrain, weight: Tensor, grad: Tensor) -> Callable[[], None]:
-    def run() -> None:
-        weight.grad = None
-        way(weight).backward(grad)  # type: ignore[no-untyped-call]
-
-    return run
+    return cleared([weight], lambda: way(weight).backward(grad))
 
 
 def _and_cleared(module: nn.Module, x: Tensor) -> Callable[[], None]:
-    step = _layers.train_step(module, module, x)
+    step = train_step(module, module, x)
 
     def run() -> None:
         step()
-        x.grad = None
-        for parameter in module.parameters():
-            parameter.grad = None
+        for tensor in (x, *module.parameters()):
+            tensor.grad = None
 
     return run

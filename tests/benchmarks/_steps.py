@@ -52,16 +52,10 @@ def steps_at(
 
 
 def there_and_back(way: str, make: Make, steps: int, more: int) -> tuple[float, float]:
-    """Pushes entries towards zero with a constant force, and then back.
+    """How close to zero a constant force pushes entries, and the steps back to the start.
 
-    Args:
-        way: how to keep them negative.
-        make: makes the optimizer.
-        steps: for how many the force pushes upwards.
-        more: for how many it pushes downwards at most.
-
-    Returns:
-        How close to zero they came, and the steps back to the start; infinite if it takes more.
+    After ``steps`` steps it pushes downwards, for at most so many ``more``; infinite if it takes
+    longer.
     """
     closest = torch.tensor(-math.inf)
     force = torch.eye(2)

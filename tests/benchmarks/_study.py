@@ -8,8 +8,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tests.benchmarks._problems import fitted_rates, joined, regressions, single_entries
-from tests.benchmarks._recurrent import recurrent_errors
+from tests.benchmarks._problems import (
+    fitted_rates,
+    joined,
+    recurrent_errors,
+    regressions,
+    single_entries,
+)
 from tests.benchmarks._report import Table
 from tests.benchmarks._steps import (
     Score,

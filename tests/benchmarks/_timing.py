@@ -2,12 +2,13 @@
 
 import gc
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 
 import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,18 @@ class Job:
 
     run: Callable[[], object]
     block: Callable[[], AbstractContextManager[object]] = nullcontext
+
+
+def cleared(tensors: Iterable[Tensor], run: Callable[[], object]) -> Callable[[], None]:
+    """Runs it after the gradients of these have gone."""
+    tensors = list(tensors)
+
+    def step() -> None:
+        for tensor in tensors:
+            tensor.grad = None
+        run()
+
+    return step
 
 
 @dataclass(frozen=True)
@@ -80,8 +93,8 @@ class Meter:
             return (perf_counter() - start) / repeats
 
     def _on_cuda(self, job: Job, repeats: int) -> float:
-        start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        start = torch.cuda.Event(enable_timing=True)
+        end = torch.cuda.Event(enable_timing=True)
         start.record()
         for _ in range(repeats):
             job.run()

@@ -99,17 +99,9 @@ RIVALS = ["clamp", "exp", "softplus", "softplus, beta=10"]
 def weights(
     way: Way, make: Make, start: Tensor, gradient: Callable[[Tensor, int], Tensor], steps: int
 ) -> Iterator[Tensor]:
-    """Trains a batch of weights.
+    """Trains a batch of weights, and yields them at the start and after every step.
 
-    Args:
-        way: how to keep them negative.
-        make: makes the optimizer.
-        start: where they start.
-        gradient: that of the loss, given the weights and the number of the step.
-        steps: how many.
-
-    Yields:
-        The weights at the start and after every step.
+    ``gradient`` is that of the loss, given the weights and the number of the step.
     """
     model = way.model(start)
     optimizer = make(list(model.parameters()))

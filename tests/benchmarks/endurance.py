@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import torch
 
 from tests.benchmarks._report import Table, tell
-from tests.benchmarks._rivals import MAPS
 from tests.benchmarks._steps import START, optimizers, there_and_back
 from tests.benchmarks._ways import CLAMP
+from tests.support.tables import BUILT_IN as MAPS
 
 RATES = {"SGD": 0.1, "momentum": 0.1, "RMSprop": 0.003}  # momentum's is a tenth; others' are 0.01
 

@@ -2,16 +2,19 @@
 
 import argparse
 import json
+import os
+import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
 
 from tests.benchmarks import _sections
-from tests.benchmarks._layers import Layer, conv, linear
-from tests.benchmarks._report import Report
+from tests.benchmarks._report import Table
+from tests.benchmarks._sections import Layer, conv, linear
 from tests.benchmarks._timing import Meter
 
 
@@ -51,7 +54,13 @@ QUICK = Effort(
 )
 
 
-def measure(device: torch.device, effort: Effort) -> Report:
+HEAD = (
+    "Measured on {date}, {machine}, torch {torch_version}, float32. Medians with [lower, upper] "
+    "quartile of interleaved runs; 1.00 is each table's unit."
+)
+
+
+def measure(device: torch.device, effort: Effort) -> list[Table]:
     """Everything that the device allows."""
     meter = Meter(device, effort.seconds)
     compiled = effort.layers if effort.compiled is None else effort.compiled
@@ -69,7 +78,15 @@ def measure(device: torch.device, effort: Effort) -> Report:
             *_sections.bandwidth(meter, effort.large),
             *_sections.captured(meter, effort.sizes),
         ]
-    return Report.of(device, tables)
+    return tables
+
+
+def machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cores, threads = os.cpu_count(), torch.get_num_threads()
+    architecture = platform.machine().replace("x86_64", "x86-64")
+    return f"{cores}-core {architecture} CPU" + (f", threads: {threads}" * (threads != cores))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,10 +99,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         print("overhead: error: --device cuda: no CUDA device is available", file=sys.stderr)
         return 2
-    report = measure(torch.device(options.device), QUICK if options.quick else Effort())
+    device = torch.device(options.device)
+    tables = measure(device, QUICK if options.quick else Effort())
+    today = datetime.now(timezone.utc).date().isoformat()
+    run = {"date": today, "machine": machine(device), "torch_version": torch.__version__}
     if options.json:
-        options.json.write_text(json.dumps(report.json(), indent=2) + "\n")
-    print(report.markdown())
+        report = run | {"tables": [asdict(table) for table in tables]}
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    print("\n".join([HEAD.format(**run), "", *(table.markdown() for table in tables)]))
     return 0
 
 

@@ -1,11 +1,14 @@
-"""Options arrive, and what ``help`` and ``repr`` show of them."""
+"""Options arrive; what ``help``, ``repr`` and the warning about reflected entries say."""
 
 import inspect
 import pydoc
 import re
+from contextlib import nullcontext
 
 import pytest
+import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from negdiag_param import (
     NegativeDiagonal,
@@ -14,30 +17,11 @@ from negdiag_param import (
     register_negative_diagonal,
 )
 from tests.support.asserts import assert_negative
+from tests.support.modules import linear
 from tests.support.tables import BUILT_IN, neg_softplus_transform
 
 OPTIONS = ["margin", "dims", "taps", "blocks", "dominance", "infeasible", "cache_in_eval"]
 CONSTANTS = {NegSoftplusDiagonal: ["beta"]}
-
-
-def is_function(value: object) -> bool:
-    return callable(value) or isinstance(value, (classmethod, staticmethod))
-
-
-def names_in_help(cls: type) -> set[str]:
-    """The names of the class's own that pydoc lists."""
-    skipped = {"__module__", "__doc__", "__annotations__"}
-    skipped |= {"__static_attributes__", "__firstlineno__"}
-    return {
-        name
-        for name, value in vars(cls).items()
-        if name not in skipped
-        and (is_function(value) if name.startswith("__") else not name.startswith("_"))
-    }
-
-
-def test_the_base_class_is_small():
-    assert len(names_in_help(NegativeDiagonal)) <= 12, sorted(names_in_help(NegativeDiagonal))
 
 
 @pytest.mark.parametrize("cls", [NegativeDiagonal, *BUILT_IN.values()])
@@ -46,6 +30,8 @@ def test_help_shows_what_users_call_and_nothing_private(cls):
     ours = text.split("Methods inherited from torch.nn")[0]
     listed = set(re.findall(r"^ \|  (\w+)(?:\(| = |$)", ours, re.MULTILINE))
     assert {"map", "inverse", "forward", "right_inverse"} <= listed
+    public = {name for name in listed if not name.startswith("_")} - {cls.__name__}
+    assert len(public) <= 10 + (cls is not NegativeDiagonal), sorted(public)
     private = {name for name in listed if re.match("_[^_]", name)}
     assert not private - set(dir(nn.Module))
 
@@ -56,14 +42,6 @@ def test_the_options_are_shown_by_name():
     for cls in BUILT_IN.values():
         names = list(inspect.signature(cls).parameters)
         assert sorted(names) == sorted([*OPTIONS, *CONSTANTS.get(cls, [])])
-
-
-def test_options_reach_the_parametrization():
-    layer = register_negative_diagonal(
-        nn.Linear(2, 2), map=NegExpDiagonal, margin=0.5, infeasible="reflect", cache_in_eval=True
-    )
-    text = repr(layer.parametrizations.weight[0])
-    assert text == ("NegExpDiagonal(margin=0.5, infeasible='reflect', cache_in_eval=True)")
 
 
 def test_an_instance_is_a_template():
@@ -79,16 +57,88 @@ def test_an_instance_is_a_template():
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_repr_shows_what_differs_from_the_defaults(name):
+def test_options_arrive_and_repr_shows_what_differs_from_the_defaults(name):
     cls = BUILT_IN[name]
     assert repr(cls()) == f"{cls.__name__}()"
-    text = repr(cls(0.5, dims=(0, 1), taps="center", blocks=2, infeasible="error"))
-    for part in ("margin=0.5", "dims=(0, 1)", "taps='center'", "blocks=2", "infeasible='error'"):
-        assert part in text
-
-
-def test_repr_shows_the_transform():
+    options = {"margin": 0.5, "dims": (0, 1), "taps": "center", "blocks": 2, "infeasible": "error"}
+    text = ", ".join(f"{option}={value!r}" for option, value in options.items())
+    assert repr(cls(**options)) == f"{cls.__name__}({text})"
+    options = {"margin": 0.5, "infeasible": "reflect", "cache_in_eval": True}
+    layer = register_negative_diagonal(nn.Linear(2, 2), map=name, **options)
+    text = ", ".join(f"{option}={value!r}" for option, value in options.items())
+    assert repr(layer.parametrizations.weight[0]) == f"{cls.__name__}({text})"
     layer = register_negative_diagonal(nn.Linear(2, 2), map=neg_softplus_transform())
-    text = repr(layer.parametrizations.weight[0])
-    assert "SoftplusTransform" in text
-    assert "AffineTransform" in text
+    assert re.search("SoftplusTransform.*AffineTransform", repr(layer.parametrizations), re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "put",
+    [
+        lambda layer, value: setattr(layer, "weight", value),
+        lambda layer, value: layer.load_state_dict({"weight": value}, strict=False),
+    ],
+)
+def test_infeasible_values_are_reflected_with_a_warning_or_silently(put):
+    value = torch.tensor([[1.0, 0.0], [0.0, -1.0]])
+    for policy in ("warn", "reflect"):
+        layer = register_negative_diagonal(nn.Linear(2, 2), infeasible=policy)
+        message = r"weight: .* 1 of 2 entries .* largest 1, .* reflected"
+        with pytest.warns(UserWarning, match=message) if policy == "warn" else nullcontext():
+            put(layer, value)
+        torch.testing.assert_close(layer.weight.detach(), -torch.eye(2))
+
+
+CHANGES = {
+    (0.0, (2.0, 3.0)): "2 reflected, d -> -|d|",
+    (0.0, (2.0, 0.0)): "1 reflected, d -> -|d|; 1 set to -0.001, as -|d| is not below 0",
+    (0.0, (0.0, -0.2)): "1 set to -0.001, as -|d| is not below 0",
+    (0.5, (2.0, -0.2)): "1 reflected, d -> -|d|; 1 set to -0.501, as -|d| is not below -0.5",
+    (0.5, (0.4, -0.2)): "2 set to -0.501, as -|d| is not below -0.5",
+    (0.5, (0.5, -0.5)): "1 set to -0.501, as -|d| is not below -0.5",
+    (0.5, (2.0, -0.5)): "1 reflected, d -> -|d|",
+}
+
+
+@pytest.mark.parametrize(("margin", "entries"), CHANGES)
+def test_the_warning_says_what_became_of_how_many(margin, entries):
+    layer = register_negative_diagonal(nn.Linear(2, 2), margin=margin)
+    with pytest.warns(UserWarning, match="weight: expected") as record:
+        layer.weight = torch.diag(torch.tensor(entries))
+    assert str(record[0].message).endswith(f"torch.float32; {CHANGES[margin, entries]}")
+    found = layer.weight.diagonal().tolist()
+    for before, after in zip(entries, found, strict=True):
+        kept = before <= -margin and before < 0
+        expected = before if kept else -abs(before) if abs(before) > margin else -(margin + 1e-3)
+        assert after == pytest.approx(expected)
+
+
+def registered() -> nn.Module:
+    return register_negative_diagonal(nn.Linear(3, 3))
+
+
+def bare() -> nn.Module:
+    return parametrize.register_parametrization(linear(), "weight", NegExpDiagonal())
+
+
+CASES = [
+    (registered, "layer.weight = ones"),
+    (registered, "setattr(layer, 'weight', ones)"),
+    (registered, "layer.weight = nn.Parameter(ones)"),
+    (registered, "layer.load_state_dict({'weight': ones, 'bias': ones[0]})"),
+    (registered, "layer.load_state_dict({'weight': ones, 'bias': ones[0]}, assign=True)"),
+    (registered, "nn.Sequential(layer).load_state_dict({'0.weight': ones, '0.bias': ones[0]})"),
+    (bare, "layer.weight = ones"),
+    (bare, "setattr(layer, 'weight', ones)"),
+    (lambda: linear(1.0), "register_parametrization(layer, 'weight', NegExpDiagonal())"),
+]
+
+
+@pytest.mark.parametrize(("make", "statement"), CASES)
+def test_the_warning_points_at_the_line_that_did_it(make, statement):
+    names = {"layer": make(), "ones": torch.ones(3, 3), "nn": nn, "NegExpDiagonal": NegExpDiagonal}
+    names["register_parametrization"] = parametrize.register_parametrization
+    code = compile("pass\n" * 41 + statement, "users.py", "exec")
+    with pytest.warns(UserWarning, match="3 of 3 entries .* reflected") as record:
+        exec(code, names)
+    (warning,) = [found for found in record if "reflected" in str(found.message)]
+    assert (warning.filename, warning.lineno) == ("users.py", 42)

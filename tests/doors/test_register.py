@@ -1,10 +1,12 @@
 """Registering keeps the layer as it was, but for a diagonal reflected to the negatives."""
 
 import copy
+from itertools import chain, repeat
+from unittest import mock
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributions import AffineTransform, ComposeTransform, SoftplusTransform
 from torch.nn.utils import parametrize
@@ -23,11 +25,9 @@ from tests.support.asserts import (
     registered,
     weight_of,
 )
-from tests.support.tables import (
-    every_built_in,
-    every_layer_once_every_map_somewhere,
-    every_map,
-)
+from tests.support.modules import linear
+from tests.support.state import state_of
+from tests.support.tables import every_built_in, every_layer_once_every_map_somewhere, every_map
 
 
 @every_layer_once_every_map_somewhere()
@@ -63,6 +63,18 @@ def test_zero_initialised_layers_start_negative_and_train(map):
     torch.testing.assert_close(layer.weight.diagonal(), torch.full((3,), -1e-3))
     layer(torch.ones(1, 3)).sum().backward()
     assert (layer.parametrizations.weight.original.grad.diagonal() != 0).all()
+
+
+def test_a_failure_in_the_middle_of_registering_changes_nothing():
+    model = nn.Sequential(linear(), linear())
+    fails_late = chain([None, RuntimeError("no memory")], repeat(None))
+    before = state_of(model)
+    with (
+        mock.patch.object(torch.autograd.graph, "increment_version", side_effect=fails_late),
+        pytest.raises(RuntimeError, match="no memory"),
+    ):
+        register_negative_diagonal(model, "*.weight")
+    assert state_of(model) == before
 
 
 LAYOUTS = {
@@ -147,3 +159,53 @@ def test_assignment_sets_the_weight(layer, map):
     torch.testing.assert_close(getattr(module, layer.tensor_name), weight, rtol=1e-6, atol=0)
     setattr(module, layer.tensor_name, nn.Parameter(weight.detach() * 1.5))
     torch.testing.assert_close(getattr(module, layer.tensor_name), weight * 1.5)
+
+
+def as_matrix(conv: nn.Module, channels: int, size: tuple[int, ...]) -> Tensor:
+    """The linear map of a convolution without bias, one column per input entry."""
+    n = channels * torch.Size(size).numel()
+    return conv(torch.eye(n).view(n, channels, *size)).flatten(1).T
+
+
+CENTERED = {
+    "odd": lambda: nn.Conv1d(3, 3, 5, padding=2, bias=False),
+    "even": lambda: nn.Conv1d(3, 3, 4, padding="same", bias=False),
+    "dilated": lambda: nn.Conv1d(2, 2, 3, padding=2, dilation=2, bias=False),
+    "groups": lambda: nn.Conv2d(4, 4, 3, padding=1, groups=2, bias=False),
+    "depthwise": lambda: nn.Conv2d(3, 3, (3, 2), padding="same", groups=3, bias=False),
+    "volume": lambda: nn.Conv3d(2, 2, (1, 3, 2), padding="same", bias=False),
+    "transposed": lambda: nn.ConvTranspose1d(4, 4, 3, padding=1, groups=2, bias=False),
+    "transposed_dilated": lambda: nn.ConvTranspose2d(2, 2, 3, padding=2, dilation=2, bias=False),
+}
+
+
+@pytest.mark.parametrize("name", CENTERED)
+def test_center_taps_are_the_main_diagonal_of_the_convolution(name):
+    torch.manual_seed(0)
+    conv = CENTERED[name]()
+    size = (4,) * (conv.weight.ndim - 2)
+    before = as_matrix(conv, conv.in_channels, size).detach()
+    register_negative_diagonal(conv, taps="center")
+    after = as_matrix(conv, conv.in_channels, size)
+    assert_negative(after.diagonal())
+    torch.testing.assert_close(
+        after - torch.diag(after.diagonal()), before - torch.diag(before.diagonal())
+    )
+
+
+def test_a_laplacian_stencil_stays_representable():
+    conv = nn.Conv2d(1, 1, 3, padding=1, bias=False)
+    register_negative_diagonal(conv, taps="center")
+    stencil = torch.tensor([[[[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]]])
+    conv.weight = stencil
+    torch.testing.assert_close(conv.weight.detach(), stencil)
+
+
+def test_groups_are_inferred_only_where_they_fit():
+    conv = nn.Conv2d(4, 4, 4, groups=2)
+    before = conv.weight.detach().clone()
+    register_negative_diagonal(conv, dims=(2, 3))
+    assert_negative(conv.weight.diagonal(dim1=2, dim2=3))
+    assert_only_diagonal_differs(conv.weight, before, lambda w: w.diagonal(dim1=2, dim2=3))
+    gru = register_negative_diagonal(nn.GRU(3, 9), "weight_hh_l0", dims=(1, 0))
+    assert_negative(gru.weight_hh_l0.diagonal())

@@ -11,7 +11,8 @@ from torch.nn.utils import parametrize
 
 from negdiag_param import register_negative_diagonal, remove_negative_diagonal
 from tests.support.asserts import assert_same_bits
-from tests.support.modules import Raw
+from tests.support.modes import switched
+from tests.support.modules import Raw, linear
 from tests.support.tables import every_layer_once_every_map_somewhere, every_map, grouped
 
 WAYS = {
@@ -55,10 +56,8 @@ def test_after_any_removal_nothing_of_ours_acts_and_another_map_can_come(remove)
 
 @every_way
 def test_one_of_two_tensors_of_one_of_two_modules_goes_alone(remove):
-    def gru() -> nn.GRU:
-        return register_negative_diagonal(nn.GRU(3, 3, 2), "weight_hh*", infeasible="reflect")
-
-    layer, other = gru(), gru()
+    layer = register_negative_diagonal(nn.GRU(3, 3, 2), "weight_hh*", infeasible="reflect")
+    other = copy.deepcopy(layer)
     kept = other.weight_hh_l0.clone()
     remove(layer, "weight_hh_l0")
     assert isinstance(layer.weight_hh_l0, nn.Parameter)
@@ -98,3 +97,16 @@ def test_tensors_of_every_kind_come_and_go_together(map):
     assert list(module.state_dict()) == list(stock.state_dict())
     assert not isinstance(module.constant, nn.Parameter)
     torch.testing.assert_close(module(x), expected)
+
+
+def test_removal_with_a_graph_that_is_alive_under_swapping():
+    model = register_negative_diagonal(nn.Sequential(linear(), linear()), "*.weight")
+    before = [layer.weight.detach().clone() for layer in model]
+    swap = torch.__future__.set_swap_module_params_on_conversion
+    with switched(swap, there=True, back=False):
+        output = model(torch.ones(1, 3))
+        remove_negative_diagonal(model, "*.weight")
+    output.sum().backward()
+    for layer, weight in zip(model, before, strict=True):
+        assert type(layer) is nn.Linear
+        assert torch.equal(layer.weight, weight)

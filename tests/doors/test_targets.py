@@ -1,4 +1,7 @@
-"""Names, dotted names and patterns."""
+"""Which tensors a name or a pattern means, and the diagonals that they yield."""
+
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +15,9 @@ from negdiag_param import (
     register_negative_diagonal,
     remove_negative_diagonal,
 )
+from tests.support.asserts import assert_negative, diagonal_of, registered
 from tests.support.modules import Raw, transformer
+from tests.support.tables import every_built_in, every_layer_once_every_map_somewhere
 
 
 def names(model: nn.Module) -> list[str]:
@@ -44,25 +49,18 @@ def test_patterns_work_for_removal_and_initialization_again():
     remove_negative_diagonal(model, "*.0.*")
     left = [name for name in everything if ".0." not in name]
     assert names(model) == left
+    others = {k: v.clone() for k, v in model.state_dict().items() if "original" not in k}
     init_(model, "*", nn.init.constant_, -2.0)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in others.items())
     for _, diagonal in negative_diagonals(model):
         assert diagonal.allclose(torch.tensor(-2.0))
 
 
-def test_a_pattern_leaves_buffers_and_vectors_alone():
-    model = nn.ModuleDict({"raw": Raw()})
-    register_negative_diagonal(model, "raw.[!b]*")
-    assert names(model) == ["raw.square"]
-    vectors = nn.ModuleDict({"raw": Raw()})
+def test_a_pattern_leaves_buffers_alone_and_vectors_unless_every_entry_is_meant():
+    model, vectors = nn.ModuleDict({"raw": Raw()}), nn.ModuleDict({"raw": Raw()})
+    assert names(register_negative_diagonal(model, "raw.[!b]*")) == ["raw.square"]
     register_negative_diagonal(vectors, "raw.[sv]*", dims=())
     assert names(vectors) == ["raw.square", "raw.vector"]
-
-
-@pytest.mark.parametrize("name", ["*.linear3.weight", "encoder.layers.0.linear1.wieght", "head"])
-@pytest.mark.parametrize("call", [register_negative_diagonal, remove_negative_diagonal])
-def test_no_match_names_what_is_near(call, name):
-    with pytest.raises(ValueError, match=r"near names: .*(linear|head)"):
-        call(transformer(), name)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
@@ -74,3 +72,91 @@ def test_a_scripted_module_beside_is_left_alone():
     assert list(plain_state_dict(model)) == ["0.weight", "0.bias", "1.weight", "1.bias"]
     remove_negative_diagonal(model, "*")
     assert names(model) == []
+
+
+@every_layer_once_every_map_somewhere()
+def test_the_diagonals_are_those_of_the_weight(map, layer):
+    module = registered(layer, map, margin=0.1)
+    ((found, diagonal),) = negative_diagonals(module)
+    assert found == layer.tensor_name
+    expected = diagonal_of(layer, module)
+    assert diagonal.numel() == expected.numel()
+    torch.testing.assert_close(diagonal.reshape(-1).sort()[0], expected.reshape(-1).sort()[0])
+
+
+@every_built_in
+def test_the_diagonals_are_differentiable(map):
+    model = register_negative_diagonal(transformer(), "*.linear?.weight", map=map)
+    sum(diagonal.square().sum() for _, diagonal in negative_diagonals(model)).backward()
+    for layer in model["encoder"].layers:
+        original = layer.linear1.parametrizations.weight.original
+        found, original.grad = original.grad, None
+        layer.linear1.weight.diagonal().square().sum().backward()
+        torch.testing.assert_close(found, original.grad)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_what_has_lost_its_memory_is_refused(size):
+    layer = register_negative_diagonal(nn.Linear(size, size))
+    layer.parametrizations.weight.original.untyped_storage().resize_(0)
+    reads = (lambda: dict(negative_diagonals(layer)), lambda: init_(layer, "weight", nn.init.ones_))
+    for read in reads:
+        with pytest.raises(ValueError, match=r"weight: expected a tensor of 2 .* got what is left"):
+            read()
+
+
+def test_one_module_under_two_names_is_not_tied():
+    layer = nn.Linear(4, 4)
+    model = nn.Sequential(layer, nn.Tanh(), layer)
+    register_negative_diagonal(model, "*.weight")
+    assert [name for name, _ in negative_diagonals(model)] == ["0.weight"]
+    model(torch.randn(2, 4)).sum().backward()
+    assert layer.parametrizations.weight.original.grad.diagonal().count_nonzero()
+
+
+def holding(keep: Callable[[nn.Linear], object]) -> nn.Module:
+    model = nn.Sequential(nn.Linear(3, 3))
+    model[0].kept = keep(model[0])
+    model.to_be_reduced = list(model.parameters())
+    return model
+
+
+def itself(kind: type) -> object:
+    kept = kind(enumerate("a"))
+    kept[0] = kept
+    return kept
+
+
+def recurrent(kind: type) -> nn.Module:
+    """With the list that it has by itself, after a life with a negative diagonal."""
+    layer = register_negative_diagonal(kind(3, 3), "weight_hh_l0")
+    layer(torch.ones(1, 1, 3))
+    return remove_negative_diagonal(layer, "weight_hh_l0")
+
+
+LET_PASS = {
+    "a list in itself": lambda: holding(lambda _: itself(list)),
+    "a dict in itself": lambda: holding(lambda _: itself(dict)),
+    "other tensors": lambda: holding(lambda layer: [layer.weight.detach().clone(), torch.ones(3)]),
+    **{f"{kind.__name__}'s list": partial(recurrent, kind) for kind in (nn.RNN, nn.GRU, nn.LSTM)},
+}
+
+
+@pytest.mark.parametrize("make", LET_PASS.values(), ids=LET_PASS)
+def test_what_is_no_second_place_is_let_pass(make):
+    model = make()
+    name = "weight_hh_l0" if isinstance(model, nn.RNNBase) else "*weight"
+    register_negative_diagonal(model, name)
+    for _, diagonal in negative_diagonals(model):
+        assert_negative(diagonal)
+    assert len(list(negative_diagonals(model)))
+
+
+@pytest.mark.integration("ncps")
+@pytest.mark.filterwarnings("ignore")
+def test_liquid_networks_keep_theirs_in_a_dict_and_are_refused():
+    from ncps.torch import LTC
+
+    network = LTC(4, 5)
+    with pytest.raises(ValueError, match=r"rnn_cell\.sigma: .* in self\._params\['sigma'\]"):
+        register_negative_diagonal(network, "rnn_cell.sigma")

@@ -9,8 +9,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """While this process still imports, unless there are several or the slow tests are left out."""
     is_alone = config.getoption("dist", "no") == "no" and not hasattr(config, "workerinput")
     if is_alone and not config.option.markexpr:
-        for source in (forks.RANKS, forks.BARE):
-            source.start()
+        forks.start()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -20,15 +19,11 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(mark)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs none of these ranks runs while they get ready."""
-    items.sort(key=lambda item: "groups" in item.fixturenames)
-
-
 @pytest.fixture(scope="session")
 def groups(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     """Process groups, which all tests share."""
     from tests.ranks.harness import Groups
 
-    with Groups.at(tmp_path_factory.mktemp("ranks"), forks.RANKS) as groups:
-        yield groups
+    groups = Groups(tmp_path_factory.mktemp("ranks"))
+    yield groups
+    groups.close()

@@ -23,7 +23,7 @@ def make(n: int = N) -> nn.Sequential:
     return nn.Sequential(nn.Linear(n, n), nn.Tanh(), nn.Linear(n, n))
 
 
-def registered(map: str = "exp", n: int = N, **options: object) -> nn.Sequential:
+def registered(map: str = "clamp", n: int = N, **options: object) -> nn.Sequential:
     return register_negative_diagonal(make(n), "*.weight", map=map, **options)
 
 
@@ -69,6 +69,13 @@ def train(
         backward(loss)
         optimizer.step()
     return loss.detach()
+
+
+def alone(n: int, steps: int, map: str = "clamp", **options: object) -> nn.Module:
+    """What one process makes of a registered model in so many steps."""
+    model = registered(map, n, **options)
+    train(model, split=False, steps=steps)
+    return model
 
 
 def scrambled(model: nn.Module) -> nn.Module:

@@ -18,11 +18,11 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
 
-from negdiag_param import plain_state_dict, register_negative_diagonal
+from negdiag_param import plain_state_dict
 from tests.ranks.asserts import assert_exactly, assert_trained_alike, plain
 from tests.ranks.harness import Groups, on
 from tests.ranks.kinds import FSDP1, KINDS, bare, build, every_kind, kinds, size, split_of
-from tests.ranks.models import EVEN, N, make, output, registered, scrambled, train
+from tests.ranks.models import EVEN, N, alone, make, output, registered, scrambled, train
 from tests.support.versions import RESUMES
 
 FULL = StateDictOptions(full_state_dict=True)
@@ -70,9 +70,7 @@ def trained(model: nn.Module, kind: str, to: Path, since: Path | None = None) ->
 def test_training_goes_on_under_every_other_kind(kind: str, folder: Path, tmp_path: Path) -> None:
     model = build(kind, seed=1, n=SIX)
     trained(model, kind, to=tmp_path, since=folder / "registered")
-    alone = registered("clamp", SIX)
-    train(alone, split=False, steps=4)
-    assert_trained_alike(model, alone)
+    assert_trained_alike(model, alone(SIX, 4))
     again = build(kind, seed=2, n=SIX)
     state = {"model": get_model_state_dict(again)}
     dcp.load(state, checkpoint_id=tmp_path)
@@ -83,10 +81,9 @@ def test_training_goes_on_under_every_other_kind(kind: str, folder: Path, tmp_pa
 @RESUMES
 @pytest.mark.filterwarnings("ignore")  # PyTorch remarks that there is no process group
 def test_training_goes_on_in_a_single_process(folder: Path, tmp_path: Path) -> None:
-    model, alone = register_negative_diagonal(make(SIX), "*.weight"), registered("clamp", SIX)
+    model = registered(n=SIX)
     trained(model, "", to=tmp_path, since=folder / "registered")
-    train(alone, split=False, steps=4)
-    assert_trained_alike(model, alone)
+    assert_trained_alike(model, alone(SIX, 4))
 
 
 def read_stock(model: nn.Module, folder: Path) -> None:
@@ -128,9 +125,9 @@ def test_full_checkpoints_both_ways(kind: str) -> None:
     full = {key.removeprefix("module."): value for key, value in full.items()}
     everybodys = [full]
     dist.broadcast_object_list(everybodys)
-    alone = registered("clamp", n)
-    alone.load_state_dict(everybodys[0])
-    assert_exactly(plain(alone), values)
+    one = registered(n=n)
+    one.load_state_dict(everybodys[0])
+    assert_exactly(plain(one), values)
     for state in (values, everybodys[0]):
         for options in (FULL, BROADCAST, dataclasses.replace(BROADCAST, strict=False)):
             target = build(kind, seed=1, n=n)

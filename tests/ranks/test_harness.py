@@ -3,12 +3,11 @@
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch.distributed as dist
 
-from tests.ranks import forks
 from tests.ranks.harness import Groups
 
 
@@ -47,16 +46,9 @@ STUCK = {
 }
 
 
-@pytest.fixture(scope="module")
-def bare_groups(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Groups]:
-    forks.RANKS.start()  # which the tests after these wait for
-    with Groups.at(tmp_path_factory.mktemp("ranks"), forks.BARE) as groups:
-        yield groups
-
-
 @pytest.mark.parametrize("check", STUCK, ids=lambda check: check.__name__)
-def test_what_is_stuck_ends_and_says_where(bare_groups: Groups, check: Callable) -> None:
+def test_what_is_stuck_ends_and_says_where(groups: Groups, check: Callable) -> None:
     patience, expected = STUCK[check]
-    failure = bare_groups.failure(check, 2, patience)
+    failure = groups.failure(check, 2, patience)
     assert re.match(rf"{check.__name__} on 2 ranks: {expected}", failure, re.DOTALL), failure
-    assert not bare_groups.failure(meets, 2)
+    assert not groups.failure(meets, 2)

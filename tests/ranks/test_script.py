@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch.distributed.run import main as torchrun
 
-from tests.ranks.forks import RANKS
+from tests.ranks.forks import fork
 
 SCRIPT = Path(__file__).with_name("train_fsdp2.py")
 
@@ -22,7 +22,7 @@ def test_script_trains_and_resumes_on_another_number_of_ranks(tmp_path: Path) ->
 
 def results(output: Path, *arguments: object) -> list[float]:
     """What ``torchrun`` with these arguments prints: the loss and the largest diagonal entry."""
-    process = RANKS.fork(run, [*map(str, arguments)], output)
+    process = fork(run, [*map(str, arguments)], output)
     try:
         # A collective that never comes ends with gloo's own timeout, half an hour.
         process.join()

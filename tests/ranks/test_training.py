@@ -1,23 +1,27 @@
 """Training, as one process trains: under every parallelism, compiled, cached, in low precision."""
 
 import contextlib
+from typing import ClassVar
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-from torch.distributed.fsdp import MixedPrecisionPolicy
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.debug import CommDebugMode
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 from torch.futures import Future
 from torch.nn.utils import parametrize
 
-from negdiag_param import NegExpDiagonal, register_negative_diagonal
-from tests.ranks.asserts import assert_trained_alike, layers, weights
+from negdiag_param import ClampDiagonal, NegExpDiagonal, register_negative_diagonal
+from tests.ranks.asserts import assert_exactly, assert_trained_alike, layers, weights, whole
 from tests.ranks.harness import on
-from tests.ranks.kinds import KINDS, bare, build, every_kind, size, split_of
-from tests.ranks.models import EVEN, N, make, output, registered, shard, train
+from tests.ranks.kinds import FSDP1, KINDS, bare, build, every_kind, kinds, size, split_of
+from tests.ranks.layouts import Collectives
+from tests.ranks.models import EVEN, N, alone, make, output, registered, shard, share, train
 from tests.support.modules import Half
 from tests.support.tables import BUILT_IN
 from tests.support.versions import COMPILED_SHARDS
@@ -27,10 +31,9 @@ from tests.support.versions import COMPILED_SHARDS
 @on()
 def test_trains_as_one_process(kind: str) -> None:
     for name in BUILT_IN if kind in {"ddp", "fsdp2", "tp"} else ("clamp",):
-        alone, model = registered(name, size(kind)), build(kind, map=name)
-        train(alone, split=False)
-        train(model, split=split_of(kind))
-        assert_trained_alike(model, alone)
+        model = build(kind, map=name)
+        train(model, split=split_of(kind), steps=3)
+        assert_trained_alike(model, alone(size(kind), 3, name))
     if kind == "fsdp2_tp":  # tensor parallelism and FSDP2 both cut the rows of the first layer
         assert "_StridedShard" in repr(model[0].weight.placements)
         assert model[2].weight.placements == (Shard(0), Shard(1))
@@ -44,10 +47,9 @@ def test_the_bare_class_trains_under_tensor_parallelism_as_on_one_process() -> N
             parametrize.register_parametrization(layer, "weight", diagonal)
         return model
 
-    alone, model = register(make(EVEN)), KINDS["tp"].wrap(make(EVEN), register)
-    for m in (alone, model):
-        train(m, split=False)
-    assert_trained_alike(model, alone)
+    model = KINDS["tp"].wrap(make(EVEN), register)
+    train(model, split=False, steps=3)
+    assert_trained_alike(model, alone(EVEN, 3, "exp"))
 
 
 @pytest.mark.parametrize("map", BUILT_IN)
@@ -68,7 +70,7 @@ def test_trains_in_mixed_precision(map: str) -> None:
 @on(2)
 def test_starts_from_meta() -> None:
     with torch.device("meta"):
-        model = registered()
+        model = registered("exp")
     shard(model).to_empty(device="cpu")
     for layer in layers(model):
         layer.reset_parameters()
@@ -76,32 +78,26 @@ def test_starts_from_meta() -> None:
     assert all(w.diagonal().max() < 0 for w in weights(model))
 
 
-@every_kind("ddp")
+@every_kind()
 @on()
 def test_communicates_as_the_plain_model(kind: str) -> None:
-    counts = []
+    """What DDP reduces, bucket by bucket; the collectives of the others."""
+    sent = []
+
+    def note(buckets: list[torch.Size], bucket: dist.GradBucket) -> Future[Tensor]:
+        buckets.append(bucket.buffer().shape)
+        return allreduce_hook(dist.group.WORLD, bucket)
+
     for model in (bare(kind), build(kind)):
+        buckets: list[torch.Size] = []
+        if kind == "ddp":
+            model.register_comm_hook(buckets, note)
         train(model, split=split_of(kind), steps=1)
         with CommDebugMode() as debug:
             train(model, split=split_of(kind), steps=1)
-        counts.append(dict(debug.get_comm_counts()))
-    assert counts[0] == counts[1] != {}
-
-
-@on(2)
-def test_replicas_communicate_as_those_of_the_plain_model() -> None:
-    """What a step reduces, bucket by bucket; DDP's collectives are below what counts others."""
-    sent: list[list[torch.Size]] = []
-
-    def note(group: dist.ProcessGroup, bucket: dist.GradBucket) -> Future[Tensor]:
-        sent[-1].append(bucket.buffer().shape)
-        return allreduce_hook(group, bucket)
-
-    for replicas in (bare("ddp"), build("ddp")):
-        sent.append([])
-        replicas.register_comm_hook(dist.group.WORLD, note)
-        train(replicas, split=True, steps=2)
-    assert sent[0] == sent[1] != []
+        sent.append([buckets, dict(debug.get_comm_counts())])
+    assert sent[0] == sent[1]
+    assert any(sent[0])
 
 
 @every_kind()
@@ -155,10 +151,9 @@ def test_compiles_layer_by_layer(kind: str) -> None:
 @COMPILED_SHARDS
 @on(2)
 def test_tensor_parallelism_compiles_in_one_graph() -> None:
-    alone, model = registered("clamp", EVEN), build("tp")
-    train(alone, split=False)
-    train(torch.compile(model, fullgraph=True, backend="aot_eager"), split=False)
-    assert_trained_alike(model, alone)
+    model = build("tp")
+    train(torch.compile(model, fullgraph=True, backend="aot_eager"), split=False, steps=3)
+    assert_trained_alike(model, alone(EVEN, 3))
 
 
 @pytest.mark.parametrize("ours", [True, False])
@@ -168,12 +163,120 @@ def test_fsdp1_fails_where_any_parametrization_is_compiled_anew_after_a_backward
 ) -> None:
     torch._dynamo.reset()
     layer = nn.Linear(N, N)
-    if ours:
-        register_negative_diagonal(layer)
-    else:
-        parametrize.register_parametrization(layer, "weight", Half())
+    parametrization = ClampDiagonal(infeasible="reflect") if ours else Half()
+    parametrize.register_parametrization(layer, "weight", parametrization)
     layer.compile(backend="eager")
     model = KINDS["fsdp1"].wrap(nn.Sequential(layer), lambda bare: bare)
     train(model, split=True, steps=2)
     with torch.no_grad(), pytest.raises(RuntimeError, match="attempting to assign a gradient"):
         model(torch.ones(2, N))
+
+
+UP_AND_DOWN = (3.0,) * 3 + (-3.0,) * 4
+OPTIMIZERS = {
+    "sgd": lambda given: [torch.optim.SGD(given, lr=0.05, momentum=0.9)],
+    "adam": lambda given: [torch.optim.Adam(given, lr=0.2)],
+    "one each": lambda given: [torch.optim.Adam([p], lr=0.2) for p in given],
+}
+
+
+class Sum(nn.Sequential):
+    """Gives the sum of its weights for the identity, exactly, so that gradients are exact too.
+
+    Of those, the first and the last are registered.
+    """
+
+    plan: ClassVar = {
+        "0": ColwiseParallel(output_layouts=Replicate()),
+        "2": RowwiseParallel(input_layouts=Replicate()),
+    }
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self[0](x) + self[1](x) + self[2](x)
+
+
+def feasible() -> Sum:
+    torch.manual_seed(1)
+    model = Sum(*(nn.Linear(EVEN, EVEN, bias=False) for _ in range(3)))
+    for layer in model:
+        nn.init.uniform_(layer.weight, -0.9, -0.3)
+    return model
+
+
+def wrapped(kind: str, margin: float) -> nn.Module:
+    return KINDS[kind].wrap(
+        feasible(), lambda model: register_negative_diagonal(model, "[02].weight", margin=margin)
+    )
+
+
+def clamp(model: Sum, margin: float) -> bool:
+    """By hand; whether that changed anything."""
+    bound = -margin or -torch.finfo(torch.float32).tiny
+    diagonals = torch.stack([model[0].weight.diagonal(), model[2].weight.diagonal()])
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight.diagonal().clamp_(max=bound)
+    return bool((diagonals > bound).any())
+
+
+def pull(model: nn.Module, target: float, split: bool | DeviceMesh, squared: bool = True) -> None:
+    """Towards the target, with gradients that depend on the weights if squared."""
+    part, parts = share(split)
+    output = model(torch.eye(EVEN).chunk(parts)[part])
+    (parts * ((output - target).square() if squared else -target * output).sum()).backward()
+
+
+def states(optimizers: list[torch.optim.Optimizer]) -> list[dict[str, Tensor]]:
+    found = [state for optimizer in optimizers for state in optimizer.state.values()]
+    return [{key: whole(value) for key, value in state.items()} for state in found]
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.25])
+@pytest.mark.parametrize("way", OPTIMIZERS)
+@every_kind(*FSDP1)
+@on()
+def test_trains_as_a_plain_layer_that_is_clamped_after_each_step(
+    kind: str, way: str, margin: float
+) -> None:
+    plain, model = feasible(), wrapped(kind, margin)
+    ours, theirs = list(model.parameters()), list(plain.parameters())
+    optimizers, others = OPTIMIZERS[way](ours), OPTIMIZERS[way](theirs)
+
+    def step(optimizer: torch.optim.Optimizer) -> None:
+        with Collectives() as collectives:
+            optimizer.step()
+        assert collectives.count == 0
+        optimizer.zero_grad()
+
+    in_backward = way == "one each" and kind != "ddp"  # which reduces after these hooks
+    if in_backward:
+        for parameter, optimizer in zip(ours, optimizers, strict=True):
+            parameter.register_post_accumulate_grad_hook(lambda _, of=optimizer: step(of))
+    went_beyond = []
+    for target in UP_AND_DOWN:
+        pull(model, target, split_of(kind))
+        pull(plain, target, split=False)
+        for optimizer in others if in_backward else [*optimizers, *others]:
+            step(optimizer)
+        went_beyond.append(clamp(plain, margin))
+        assert_exactly([whole(mine) for mine in ours], [other.detach() for other in theirs])
+    assert {*went_beyond} == {True, False}
+    assert_exactly(states(optimizers), states(others))
+
+
+@kinds(*FSDP1)
+@on()
+def test_flat_pieces_are_left_alone_and_the_weight_is_clamped(kind: str) -> None:
+    plain, model = feasible(), wrapped(kind, 0.25)
+    both = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, plain)]
+    for target in UP_AND_DOWN[:4]:
+        for m, optimizer, split in zip((model, plain), both, (True, False), strict=True):
+            optimizer.zero_grad()
+            pull(m, target, split, squared=False)
+            optimizer.step()
+    with FullyShardedDataParallel.summon_full_params(model):
+        for i in (0, 2):
+            assert model[i].parametrizations.weight.original.equal(plain[i].weight)
+        assert clamp(plain, 0.25)
+        for layer, other in zip(model, plain, strict=True):
+            assert layer.weight.equal(other.weight)

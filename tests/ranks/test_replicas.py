@@ -1,6 +1,7 @@
-"""Replicas, by DistributedDataParallel or ``replicate``, after what people do to them."""
+"""Replicas after what people do to them, and caches of what collectives write."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed._composable import replicate
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import parametrize
 
 from negdiag_param import (
     init_,
@@ -18,7 +20,7 @@ from negdiag_param import (
     register_negative_diagonal,
     remove_negative_diagonal,
 )
-from tests.ranks.asserts import assert_exactly
+from tests.ranks.asserts import assert_exactly, weights
 from tests.ranks.harness import on
 from tests.ranks.models import N, make, registered, train
 
@@ -52,7 +54,7 @@ WRAP = {
 def test_replicas_stay_in_step_after(name: str, wrap: str) -> None:
     """At least three steps after the change, as one process that went through the same."""
     before, change = CHANGES[name]
-    alone, model = (registered() if before else make() for _ in range(2))
+    alone, model = (registered("exp") if before else make() for _ in range(2))
     replicas = WRAP[wrap](model)
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.02) for m in (alone, model)]
     for steps in (1, 3):
@@ -77,7 +79,7 @@ def test_replicas_elsewhere_are_no_obstacle() -> None:
 
 @on(2)
 def test_names_are_those_of_the_wrapper() -> None:
-    replicas = DistributedDataParallel(registered())
+    replicas = DistributedDataParallel(registered("exp"))
     names = [name for name, _ in negative_diagonals(replicas)]
     assert names == ["module.0.weight", "module.2.weight"]
     assert list(plain_state_dict(replicas)) == list(DistributedDataParallel(make()).state_dict())
@@ -88,18 +90,57 @@ def test_a_plain_checkpoint_that_a_wrapper_hides_is_not_left_out_in_silence() ->
     plain = make().state_dict()
     for wrap in (DistributedDataParallel, torch.compile):
         for options in ({}, {"full_state_dict": True}):
-            model = registered()
-            before = contents(model)
+            model = registered("exp")
+            before = weights(model)
             for strict in (True, False):
                 found = StateDictOptions(strict=strict, **options)
                 message = "0.weight: expected a checkpoint of the registered model, got 0.weight"
                 message = "Missing key" if strict else message
                 with pytest.raises(RuntimeError, match=message):
                     set_model_state_dict(wrap(model), dict(plain), options=found)
-            assert_exactly(contents(model), before)
-            set_model_state_dict(wrap(model), registered().state_dict())
+            assert_exactly(weights(model), before)
+            set_model_state_dict(wrap(model), registered("exp").state_dict())
             set_model_state_dict(model, dict(plain), options=StateDictOptions(**options))
 
 
-def contents(model: nn.Module) -> list[Tensor]:
-    return [layer.weight.detach().clone() for layer in (model[0], model[2])]
+def received(tensor: Tensor) -> None:
+    """From the first rank, by the last one."""
+    if dist.get_rank() == dist.get_world_size() - 1 > 0:
+        dist.recv(tensor, 0)
+    elif dist.get_rank() == 0 < dist.get_world_size() - 1:
+        dist.send(torch.full((N, N), -3.0), dist.get_world_size() - 1)
+
+
+def scattered(tensor: Tensor) -> None:
+    parts = [torch.full((N, N), -3.0) for _ in range(dist.get_world_size())]
+    dist.scatter(tensor, parts if dist.get_rank() == 0 else None, src=0)
+
+
+COLLECTIVES: dict[str, Callable[[Tensor], object]] = {
+    "broadcast": lambda tensor: dist.broadcast(tensor, src=0),
+    "all_reduce": dist.all_reduce,
+    "all_reduce, async": lambda tensor: dist.all_reduce(tensor, async_op=True).wait(),
+    "reduce": lambda tensor: dist.reduce(tensor, dst=0),
+    "scatter": scattered,
+    "recv": received,
+}
+TARGETS: list[Callable[[nn.Module], Tensor]] = [
+    lambda layer: layer.parametrizations.weight.original.data,
+    lambda layer: layer.parametrizations.weight.original.detach(),
+    lambda layer: layer.state_dict()["parametrizations.weight.original"],
+]
+
+
+@pytest.mark.parametrize("name", COLLECTIVES)
+@on(1, 2)
+def test_no_cache_outlives_a_collective(name: str) -> None:
+    """They write into originals without moving a version counter."""
+    for target in TARGETS:
+        for block in (nullcontext, parametrize.cached):
+            layer = register_negative_diagonal(nn.Linear(N, N), cache_in_eval=True).eval()
+            layer.weight = torch.full((N, N), -1.0 - dist.get_rank())
+            with torch.no_grad(), block():
+                assert layer.weight is layer.weight
+                COLLECTIVES[name](target(layer))
+                assert torch.equal(layer.weight, layer.parametrizations.weight.original), name
+                assert layer.weight is layer.weight
