@@ -323,7 +323,7 @@ def _beside(entries: Tensor, lines: Lines, dim: int) -> Tensor:
     shape = [1 if d in matrix else n for d, n in enumerate(lines.blocked.shape)]
     before = sum(d not in matrix for d in range(dim))
     shape[dim] = entries.shape[-1]
-    return entries.movedim(-1, before).reshape(shape)
+    return entries.movedim(entries.ndim - 1, before).reshape(shape)  # -1 exports wrongly to ONNX
 
 
 def _through(
