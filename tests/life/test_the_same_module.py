@@ -9,13 +9,12 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.utils import parametrize
 
-from negdiag_param import init_, register_negative_diagonal, remove_negative_diagonal
+from negdiag_param import remove_negative_diagonal
 from tests.support.asserts import (
     assert_alive,
     assert_negative,
     diagonal_of,
     original_of,
-    parametrization_of,
     registered,
     value_of,
     weight_of,
@@ -25,13 +24,6 @@ from tests.support.tables import LAYERS, Layer, every_layer_once_every_map_somew
 Event = Callable[[Layer, nn.Module], nn.Module]
 
 
-def reset(layer, module):
-    before = value_of(layer, module)
-    module.reset_parameters()
-    assert not torch.equal(value_of(layer, module), before)
-    return module
-
-
 def reset_after_to_empty(layer, module):
     module.to("meta").to_empty(device="cpu")
     with torch.no_grad():
@@ -39,18 +31,6 @@ def reset_after_to_empty(layer, module):
             parameter.fill_(float("nan"))
     module.reset_parameters()
     return module
-
-
-def initialized(layer, module):
-    init_(module, layer.tensor_name, nn.init.constant_, 0.5)
-    assert value_of(layer, module).abs().allclose(torch.tensor(0.5))
-    return module
-
-
-def train_and_eval(layer, module):
-    before = layer.run(module)
-    torch.testing.assert_close(layer.run(module.eval()), before)
-    return module.train()
 
 
 def cast(dtype: torch.dtype, **tolerance: float) -> Event:
@@ -63,15 +43,6 @@ def cast(dtype: torch.dtype, **tolerance: float) -> Event:
         return module if dtype.itemsize > 2 else module.float()
 
     return event
-
-
-def removed_and_registered_again(layer, module):
-    before = value_of(layer, module)
-    template = parametrization_of(layer, module)
-    remove_negative_diagonal(module, layer.tensor_name)
-    register_negative_diagonal(module, layer.tensor_name, map=template)
-    torch.testing.assert_close(value_of(layer, module), before)
-    return module
 
 
 def copy_removed(layer, module):
@@ -106,12 +77,6 @@ def called_with_another_original(layer, module):
     return module
 
 
-def frozen_and_thawed(layer, module):
-    module.requires_grad_(False)
-    assert not weight_of(layer, module).requires_grad
-    return module.requires_grad_(True)
-
-
 def shared_memory(layer, module):
     before = value_of(layer, module)
     module.share_memory()
@@ -121,18 +86,13 @@ def shared_memory(layer, module):
 
 
 EVENTS: dict[str, Event] = {
-    "reset": reset,
     "reset after to_empty": reset_after_to_empty,
-    "initialized": initialized,
-    "train and eval": train_and_eval,
     "to double": cast(torch.float64),
     "bfloat16 and back": cast(torch.bfloat16, rtol=0.05, atol=0.01),
     "half and back": cast(torch.float16, rtol=0.01, atol=0.01),
-    "removed and registered again": removed_and_registered_again,
     "copy removed": copy_removed,
     "removed behind a copy": removed_behind_a_copy,
     "called with another original": called_with_another_original,
-    "frozen and thawed": frozen_and_thawed,
     "shared memory": shared_memory,
 }
 
