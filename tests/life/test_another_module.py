@@ -24,9 +24,10 @@ from tests.support.asserts import (
     value_of,
     weight_of,
 )
-from tests.support.tables import BUILT_IN, LAYERS, Layer, every_layer_once_every_map_somewhere
+from tests.support.tables import LAYERS, Layer, every_layer_once_every_map_somewhere
 
 Event = Callable[[Layer, nn.Module, Path], nn.Module]
+State = dict[str, Any]
 
 
 def twin(layer: Layer, module: nn.Module) -> nn.Module:
@@ -41,10 +42,14 @@ def revived(module: nn.Module) -> nn.Module:
     return pickle.loads(pickle.dumps(module))
 
 
-def after(run: Callable[[torch.Tensor], object], get: Callable[[nn.Module], nn.Module]) -> Event:
+def copying(again: Callable[[nn.Module], nn.Module], backward: bool = False) -> Event:
+    """After a forward pass."""
+
     def event(layer, module, path):
-        run(layer.run(module))
-        return get(module)
+        output = layer.run(module).sum()
+        if backward:
+            output.backward()
+        return again(module)
 
     return event
 
@@ -61,28 +66,23 @@ def copied_while_cached(layer, module, path):
 
 def averaged(layer, module, path):
     average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.5))
-    average.update_parameters(module)
-    average.update_parameters(module)
+    for _ in range(2):
+        average.update_parameters(module)
     return average.module
 
 
-def saved_as_a_whole(layer, module, path):
-    torch.save(module, path / "module.pt")
-    return torch.load(path / "module.pt", weights_only=False)
+def through_a_file(whole: Any, path: Path, weights_only: bool = True) -> Any:
+    torch.save(whole, path / "whole.pt")
+    return torch.load(path / "whole.pt", weights_only=weights_only)
 
 
-def through_a_file(state: dict[str, Any], path: Path) -> dict[str, Any]:
-    torch.save(state, path / "state.pt")
-    return torch.load(path / "state.pt", weights_only=True)
-
-
-def through_safetensors(state: dict[str, Any], path: Path) -> dict[str, Any]:
+def through_safetensors(state: State, path: Path) -> State:
     save_file(state, path / "state.safetensors")
     return load_file(path / "state.safetensors")
 
 
 def loading(
-    state_of: Callable[[Layer, nn.Module, Path], dict[str, Any]],
+    state_of: Callable[[Layer, nn.Module, Path], State],
     into: Callable[[nn.Module], nn.Module] = lambda module: module,
     **how: bool,
 ) -> Event:
@@ -94,7 +94,7 @@ def loading(
     return event
 
 
-def plain(layer: Layer, module: nn.Module, path: Path) -> dict[str, Any]:
+def plain(layer: Layer, module: nn.Module, path: Path) -> State:
     return stock_with(layer, module).state_dict()
 
 
@@ -120,28 +120,23 @@ def registered_from_a_stock_module(layer, module, path):
 
 
 EVENTS: dict[str, Event] = {
-    "deepcopy": lambda layer, module, path: copy.deepcopy(module),
-    "deepcopy of a deepcopy": lambda layer, module, path: copy.deepcopy(copy.deepcopy(module)),
-    "deepcopy after forward": after(lambda output: None, copy.deepcopy),
-    "deepcopy after backward": after(lambda output: output.sum().backward(), copy.deepcopy),
+    "deepcopy": lambda layer, module, path: copy.deepcopy(copy.deepcopy(module)),
+    "deepcopy after forward": copying(copy.deepcopy),
+    "deepcopy after backward": copying(copy.deepcopy, backward=True),
     "deepcopy while cached": copied_while_cached,
     "averaged": averaged,
     "pickle": lambda layer, module, path: revived(module),
-    "pickle after forward": after(lambda output: None, revived),
-    "saved as a whole": saved_as_a_whole,
+    "pickle after forward": copying(revived),
+    "saved as a whole": lambda layer, module, path: through_a_file(module, path, False),
     "state": loading(lambda layer, module, path: through_a_file(module.state_dict(), path)),
-    "state, assigned": loading(
-        lambda layer, module, path: copy.deepcopy(module.state_dict()), assign=True
-    ),
+    "state, assigned": loading(lambda _, m, path: copy.deepcopy(m.state_dict()), assign=True),
     "plain": loading(plain),
     "plain, assigned": loading(plain, assign=True),
     "plain, from meta": loading(plain, into=lambda module: module.to("meta"), assign=True),
     "plain, through a stock module": loading(plain_through_a_stock_module),
-    "safetensors": loading(
-        lambda layer, module, path: through_safetensors(module.state_dict(), path)
-    ),
+    "safetensors": loading(lambda _, m, path: through_safetensors(m.state_dict(), path)),
     "safetensors, plain": loading(
-        lambda layer, module, path: through_safetensors(plain_state_dict(module), path)
+        lambda _, m, path: through_safetensors(plain_state_dict(m), path)
     ),
     "assigned": assigned,
     "registered from a stock module": registered_from_a_stock_module,
@@ -212,11 +207,3 @@ def test_a_shallow_copy_shares_the_original():
     replica = copy.copy(layer)
     assert replica.parametrizations.weight.original is layer.parametrizations.weight.original
     assert torch.equal(replica.weight, layer.weight)
-
-
-def test_a_bare_class_copies_and_pickles_its_parametrization():
-    layer = nn.Linear(3, 3)
-    parametrize.register_parametrization(layer, "weight", BUILT_IN["exp"](infeasible="reflect"))
-    assert torch.equal(copy.deepcopy(layer).weight, layer.weight)
-    parametrization = pickle.loads(pickle.dumps(layer.parametrizations.weight[0]))
-    assert torch.equal(parametrization(layer.parametrizations.weight.original), layer.weight)
