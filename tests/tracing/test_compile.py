@@ -1,7 +1,6 @@
 """Compiled layers equal eager ones, in one graph, and blocks share their code."""
 
 import copy
-from typing import Any
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from torch._dynamo.testing import CompileCounter
 
 from negdiag_param import register_negative_diagonal
 from tests.support.asserts import assert_negative, diagonal_of, original_of
-from tests.support.tables import LAYERS, LEADING, MAPS, Layer
+from tests.support.tables import LAYERS, LEADING, MAPS
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 COUNT = 12  # above the recompile limit
@@ -21,14 +20,16 @@ CASES = {
 }
 
 
-def assert_compiled_as_eager(
-    layer: Layer, map: Any, dtype: torch.dtype = torch.float32, **options: Any
-) -> None:
+@pytest.mark.parametrize("case", CASES)
+def test_compiled_layers_equal_eager_ones_without_graph_breaks(case):
+    layer, kind, dtype = CASES[case]
     torch.manual_seed(0)
     module = layer.make().to(dtype)
-    register_negative_diagonal(module, layer.tensor_name, map=map, **layer.options)
+    register_negative_diagonal(module, layer.tensor_name, map=kind, **layer.options)
     torch._dynamo.reset()
-    compiled = torch.compile(module, **options)
+    recurrent = case == "lstm"  # which breaks the graph without us too
+    options = {"fullgraph": not recurrent, "dynamic": None if recurrent else True}
+    compiled = torch.compile(module, backend="aot_eager", **options)
     results = []
     for run in (module, compiled):
         module.zero_grad()
@@ -40,13 +41,6 @@ def assert_compiled_as_eager(
         original_of(layer, module).add_(2.0)
     torch.testing.assert_close(layer.run(compiled), layer.run(module))
     assert_negative(diagonal_of(layer, module))
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_compiled_layers_equal_eager_ones_without_graph_breaks(case):
-    recurrent = case == "lstm"  # which breaks the graph without us too
-    options = {"fullgraph": not recurrent, "dynamic": None if recurrent else True}
-    assert_compiled_as_eager(*CASES[case], backend="aot_eager", **options)
 
 
 class Block(nn.Module):
