@@ -1,4 +1,7 @@
-"""Every way in which another module gets the weight: both live on, apart."""
+"""What a registered module goes through, and every way in which another one gets the weight.
+
+It goes on computing, constraining and training; two modules live on apart.
+"""
 
 import copy
 import pickle
@@ -10,13 +13,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.func import functional_call
 from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from negdiag_param import negative_diagonals, plain_state_dict, register_negative_diagonal
+from negdiag_param import (
+    negative_diagonals,
+    plain_state_dict,
+    register_negative_diagonal,
+    remove_negative_diagonal,
+)
 from tests.support.asserts import (
     assert_alive,
     assert_independent,
+    assert_negative,
+    diagonal_of,
     original_of,
     parametrization_of,
     registered,
@@ -98,28 +109,7 @@ def plain(layer: Layer, module: nn.Module, path: Path) -> State:
     return stock_with(layer, module).state_dict()
 
 
-def plain_through_a_stock_module(layer, module, path):
-    stock = layer.make()
-    stock.load_state_dict(plain_state_dict(module), strict=True)
-    return stock.state_dict()
-
-
-def assigned(layer, module, path):
-    other = twin(layer, module)
-    with torch.no_grad():
-        for name, parameter in stock_with(layer, module).named_parameters():
-            setattr(other, name, parameter)
-        for name, buffer in module.named_buffers():
-            other.get_buffer(name).copy_(buffer)
-    return other
-
-
-def registered_from_a_stock_module(layer, module, path):
-    template = parametrization_of(layer, module)
-    return register_negative_diagonal(stock_with(layer, module), layer.tensor_name, map=template)
-
-
-EVENTS: dict[str, Event] = {
+OTHERS: dict[str, Event] = {
     "deepcopy": lambda layer, module, path: copy.deepcopy(copy.deepcopy(module)),
     "deepcopy after forward": copying(copy.deepcopy),
     "deepcopy after backward": copying(copy.deepcopy, backward=True),
@@ -133,27 +123,108 @@ EVENTS: dict[str, Event] = {
     "plain": loading(plain),
     "plain, assigned": loading(plain, assign=True),
     "plain, from meta": loading(plain, into=lambda module: module.to("meta"), assign=True),
-    "plain, through a stock module": loading(plain_through_a_stock_module),
     "safetensors": loading(lambda _, m, path: through_safetensors(m.state_dict(), path)),
     "safetensors, plain": loading(
         lambda _, m, path: through_safetensors(plain_state_dict(m), path)
     ),
-    "assigned": assigned,
-    "registered from a stock module": registered_from_a_stock_module,
+}
+
+
+def reset_after_to_empty(layer, module, path):
+    module.to("meta").to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(float("nan"))
+    module.reset_parameters()
+    return module
+
+
+def cast(dtype: torch.dtype, **tolerance: float) -> Event:
+    def event(layer, module, path):
+        before = value_of(layer, module)
+        module.to(dtype)
+        assert weight_of(layer, module).dtype == dtype
+        assert_negative(diagonal_of(layer, module))
+        torch.testing.assert_close(value_of(layer, module).float(), before, **tolerance)
+        return module if dtype.itemsize > 2 else module.float()
+
+    return event
+
+
+def copy_removed(layer, module, path):
+    before = value_of(layer, module)
+    baked = remove_negative_diagonal(copy.deepcopy(module), layer.tensor_name)
+    assert not parametrize.is_parametrized(baked)
+    assert torch.equal(value_of(layer, baked), before)
+    return module
+
+
+def removed_behind_a_copy(layer, module, path):
+    replica = copy.deepcopy(module)
+    remove_negative_diagonal(module, layer.tensor_name)
+    return replica
+
+
+def called_with_another_original(layer, module, path):
+    class Call(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = module
+
+        def forward(self, x):
+            key = f"parametrizations.{layer.tensor_name}.original"
+            return functional_call(module, {key: other}, (x,))
+
+    other = original_of(layer, module).detach() - 1
+    replica = copy.deepcopy(module)
+    with torch.no_grad():
+        original_of(layer, replica).copy_(other)
+        torch.testing.assert_close(layer.run(Call()), layer.run(replica))
+    return module
+
+
+def shared_memory(layer, module, path):
+    before = value_of(layer, module)
+    module.share_memory()
+    assert original_of(layer, module).is_shared()
+    assert torch.equal(value_of(layer, module), before)
+    return module
+
+
+SAME: dict[str, Event] = {
+    "reset after to_empty": reset_after_to_empty,
+    "to double": cast(torch.float64),
+    "bfloat16 and back": cast(torch.bfloat16, rtol=0.05, atol=0.01),
+    "half and back": cast(torch.float16, rtol=0.01, atol=0.01),
+    "copy removed": copy_removed,
+    "removed behind a copy": removed_behind_a_copy,
+    "called with another original": called_with_another_original,
+    "shared memory": shared_memory,
 }
 
 
 @every_layer_once_every_map_somewhere("linear", "lstm", "raw", somewhere=("linear",))
-@pytest.mark.parametrize("event", EVENTS)
+@pytest.mark.parametrize("event", OTHERS)
 def test_another_module_gets_the_weight(event, map, layer, tmp_path):
     module = registered(layer, map)
     before = value_of(layer, module)
-    replica = EVENTS[event](layer, module, tmp_path)
+    replica = OTHERS[event](layer, module, tmp_path)
     assert torch.equal(value_of(layer, module), before)
     torch.testing.assert_close(value_of(layer, replica), before)
     for alive in (replica, module):
         assert_alive(layer, alive)
     assert_independent(layer, module, replica)
+
+
+@pytest.mark.parametrize("event", SAME)
+@every_layer_once_every_map_somewhere("linear", "conv2d_groups", "lstm", somewhere=("linear",))
+def test_the_module_lives_on(event, layer, map, tmp_path):
+    bystander = registered(layer, map)
+    before = value_of(layer, bystander)
+    module = SAME[event](layer, copy.deepcopy(bystander), tmp_path)
+    assert_alive(layer, module)
+    assert torch.equal(value_of(layer, bystander), before)
+    assert_alive(layer, bystander)
 
 
 class WithSlots(nn.Linear):
@@ -207,3 +278,26 @@ def test_a_shallow_copy_shares_the_original():
     replica = copy.copy(layer)
     assert replica.parametrizations.weight.original is layer.parametrizations.weight.original
     assert torch.equal(replica.weight, layer.weight)
+
+
+def answer(queue, answers) -> None:
+    module = queue.get()
+    with torch.no_grad():
+        answers.put(module.weight.sum().item())
+        module.parametrizations.weight.original.zero_()
+        answers.put(module.weight.sum().item())
+
+
+@pytest.mark.slow
+def test_a_spawned_process_shares_the_original():
+    module = registered(LAYERS["linear"], "exp").share_memory()
+    context = torch.multiprocessing.get_context("spawn")
+    queue, answers = context.Queue(), context.Queue()
+    process = context.Process(target=answer, args=(queue, answers))
+    process.start()
+    queue.put(module)
+    expected = module.weight.sum().item()
+    assert answers.get() == pytest.approx(expected)
+    assert answers.get() == pytest.approx(-4)
+    process.join()
+    assert module.weight.sum().item() == pytest.approx(-4)
