@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from negdiag_param import (
     init_,
@@ -24,14 +25,9 @@ def fabric(model: nn.Module) -> nn.Module:
     return fabric.Fabric(accelerator="cpu", devices=1).setup(model)
 
 
-def checkpointed(model: nn.Module) -> nn.Module:
-    name = "torch.distributed.algorithms._checkpoint.checkpoint_wrapper"
-    return importlib.import_module(name).checkpoint_wrapper(model)
-
-
 WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "compiled": lambda model: torch.compile(model, backend="eager"),
-    "checkpointed": checkpointed,
+    "checkpointed": checkpoint_wrapper,
     "twice": lambda model: Transparent(Transparent(model)),
 }
 WITH_LIGHTNING = pytest.param(fabric, marks=pytest.mark.integration("lightning"))

@@ -84,15 +84,6 @@ def sample(layer: Layer) -> Tensor:
     return torch.randn(layer.input_shape, generator=torch.Generator().manual_seed(7))
 
 
-def shifted(layer: Layer, module: nn.Module, shift: float) -> Tensor:
-    """The output after the original has moved by ``shift``, in place and back."""
-    with torch.no_grad():
-        original_of(layer, module).add_(shift)
-        output = first(module(sample(layer)))
-        original_of(layer, module).sub_(shift)
-    return output
-
-
 def first(output: Any) -> Tensor:
     while isinstance(output, (tuple, list)):
         output = output[0]
