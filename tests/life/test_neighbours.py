@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
-from negdiag_param import NegExpDiagonal, register_negative_diagonal, remove_negative_diagonal
-from tests.support.asserts import assert_negative, reflected
+from negdiag_param import register_negative_diagonal, remove_negative_diagonal
+from tests.support.asserts import assert_negative, first, reflected
 from tests.support.modules import Half
 from tests.support.tables import LAYERS, every_map
 
@@ -27,19 +27,37 @@ def normed(module: nn.Module, name: str = "weight") -> nn.Module:
 every_other = pytest.mark.parametrize("other", [halved, normed])
 
 
+def assert_lives(made: Callable[[], nn.Module], other: Callable, name: str, x: Tensor) -> nn.Module:
+    """Copies, pickles and checkpoints of a module carry what it computes, and copies live apart."""
+    module, target = made(), made()
+    expected = first(module(x))
+    replicas = [copy.deepcopy(module)]
+    if other is halved:
+        replicas.append(pickle.loads(pickle.dumps(module)))
+    for replica in replicas:
+        torch.testing.assert_close(first(replica(x)), expected)
+        with torch.no_grad():
+            for parameter in replica.parameters():
+                parameter.sub_(0.1)
+        torch.testing.assert_close(first(module(x)), expected)
+    target.load_state_dict(module.state_dict())
+    torch.testing.assert_close(first(target(x)), expected)
+    remove_negative_diagonal(module, name)
+    assert not parametrize.is_parametrized(module, name)
+    torch.testing.assert_close(first(module(x)), expected)
+    return target
+
+
 @every_map
 @every_other
 def test_ours_after_another_keeps_the_value_and_has_a_life(other, map):
-    torch.manual_seed(0)
-    stock = nn.Linear(4, 4)
-    module = other(copy.deepcopy(stock))
-    expected = reflected(LAYERS["linear"], module.weight)
-    register_negative_diagonal(module, map=map)
+    def made() -> nn.Module:
+        return register_negative_diagonal(other(nn.Linear(4, 4)), map=map)
+
+    stock = other(nn.Linear(4, 4))
+    expected = reflected(LAYERS["linear"], stock.weight)
+    module = register_negative_diagonal(stock, map=map)
     torch.testing.assert_close(module.weight, expected)
-    replica = copy.deepcopy(module)
-    assert torch.equal(replica.weight, module.weight)
-    if other is halved:
-        assert torch.equal(pickle.loads(pickle.dumps(module)).weight, module.weight)
     module.weight = expected * 3
     torch.testing.assert_close(module.weight, expected * 3)
     (module.weight - 1).square().sum().backward()
@@ -50,12 +68,7 @@ def test_ours_after_another_keeps_the_value_and_has_a_life(other, map):
     assert_negative(module.weight.diagonal())
     with parametrize.cached():
         assert module.weight is module.weight
-    replica.load_state_dict(module.state_dict())
-    assert torch.equal(replica.weight, module.weight)
-    value = module.weight.detach().clone()
-    remove_negative_diagonal(module)
-    assert type(module) is nn.Linear
-    torch.testing.assert_close(module.weight.detach(), value)
+    assert_lives(made, other, "weight", torch.randn(2, 4))
 
 
 @pytest.mark.parametrize("shape", [(2, 4), (5, 4), (3, 3), (3, 6)], ids=str)
@@ -67,69 +80,23 @@ def test_a_weight_of_another_shape_is_refused_over_two_originals(shape):
     torch.testing.assert_close(layer.state_dict(), before, rtol=0, atol=0)
 
 
-def by_pytorch(module: nn.Module, name: str = "weight") -> nn.Module:
-    parametrization = NegExpDiagonal(infeasible="reflect")
-    return parametrize.register_parametrization(module, name, parametrization)
-
-
-every_door = pytest.mark.parametrize("door", [register_negative_diagonal, by_pytorch])
-
-
-@every_door
-def test_another_after_ours_works_on_its_output(door):
-    module = door(nn.Linear(4, 4))
-    before = module.weight.clone()
-    halved(module)
-    torch.testing.assert_close(module.weight, before / 2)
-    module.weight = before
-    replica = copy.deepcopy(module) if door is register_negative_diagonal else module
-    parametrize.remove_parametrizations(module, "weight")
-    for each in (module, replica):
-        torch.testing.assert_close(each.weight, before)
-
-
-@every_door
-def test_two_tensors_of_a_module_go_one_by_one(door):
-    module = halved(door(nn.Linear(4, 4)), "bias")
-    parametrize.remove_parametrizations(module, "weight")
-    assert parametrize.is_parametrized(module, "bias")
-    assert not parametrize.is_parametrized(module, "weight")
-    parametrize.remove_parametrizations(module, "bias")
-    assert type(module) is nn.Linear
-
-
 @pytest.mark.parametrize("ours_first", [False, True])
 @every_other
-def test_another_tensor_of_the_module_has_its_own(other: Callable, ours_first):
+def test_another_tensor_of_the_module_has_its_own(other, ours_first):
+    doors = {"weight_ih_l0": other, "weight_hh_l0": register_negative_diagonal}
+    order = sorted(doors, reverse=not ours_first)
+
     def made() -> nn.Module:
-        steps = [
-            lambda module: other(module, "weight_ih_l0"),
-            lambda module: register_negative_diagonal(module, "weight_hh_l0"),
-        ]
         module = nn.LSTM(3, 4)
-        for step in reversed(steps) if ours_first else steps:
-            step(module)
+        for name in order:
+            doors[name](module, name)
         return module
 
-    module, target, x = made(), made(), torch.randn(2, 1, 3)
+    x = torch.randn(2, 1, 3)
+    module = assert_lives(made, other, "weight_hh_l0", x)
     expected = module(x)[0]
-    replicas = [copy.deepcopy(module)]
-    if other is halved:
-        replicas.append(pickle.loads(pickle.dumps(module)))
-    for replica in replicas:
-        torch.testing.assert_close(replica(x)[0], expected)
-        with torch.no_grad():
-            for parameter in replica.parameters():
-                parameter.sub_(0.1)
+    for name, left in zip(order, (order[1:], []), strict=True):
+        parametrize.remove_parametrizations(module, name)
+        assert [name for name in order if parametrize.is_parametrized(module, name)] == left
         torch.testing.assert_close(module(x)[0], expected)
-    target.load_state_dict(module.state_dict())
-    torch.testing.assert_close(target(x)[0], expected)
-    remove_negative_diagonal(module, "weight_hh_l0")
-    assert parametrize.is_parametrized(module, "weight_ih_l0")
-    parametrize.remove_parametrizations(module, "weight_ih_l0")
-    parametrize.remove_parametrizations(target, "weight_ih_l0")
-    assert parametrize.is_parametrized(target, "weight_hh_l0")
-    parametrize.remove_parametrizations(target, "weight_hh_l0")
-    for each in (module, target):
-        assert type(each) is nn.LSTM
-        torch.testing.assert_close(each(x)[0], expected)
+    assert type(module) is nn.LSTM

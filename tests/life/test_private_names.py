@@ -24,7 +24,6 @@ from negdiag_param import (
 )
 
 Monkeypatch = pytest.MonkeyPatch
-SMALL = "small layers are slower"
 
 
 class Gone:
@@ -57,64 +56,49 @@ class Without:
         return getattr(self._module, name)
 
 
-def of_modules(name: str) -> Callable[[Monkeypatch], None]:
-    gone = Gone(name, inspect.getattr_static(nn.Module, name, None))
-    return lambda patch: patch.setattr(nn.Module, name, gone, raising=False)
+Hide = Callable[[Monkeypatch], None]
 
 
-def of_tensors(name: str) -> Callable[[Monkeypatch], None]:
-    gone = Gone(name, inspect.getattr_static(Tensor, name))
-    return lambda patch: patch.setattr(Tensor, name, gone, raising=False)
+def without(name: str, owner: type = nn.Module) -> Hide:
+    gone = Gone(name, inspect.getattr_static(owner, name, None))
+    return lambda patch: patch.setattr(owner, name, gone, raising=False)
 
 
-def of_hooks(name: str) -> Callable[[Monkeypatch], None]:
-    return lambda patch: patch.setattr(private, "nn_module", Without(private.nn_module, name))
+def without_of(module: Any, name: str, attribute: str, **others: Any) -> Hide:
+    """Where the module is an attribute of the one that reads private names."""
+    return lambda patch: patch.setattr(private, attribute, Without(module, name, **others))
 
 
-def of_parametrize(name: str) -> Callable[[Monkeypatch], None]:
-    return lambda patch: patch.setattr(private, "parametrize", Without(parametrize, name))
-
-
-def of_c(name: str) -> Callable[[Monkeypatch], None]:
-    without = Without(torch, "", _C=Without(torch._C, name))
-    return lambda patch: patch.setattr(private, "torch", without)
+def without_c(name: str) -> Hide:
+    return without_of(torch, "", "torch", _C=Without(torch._C, name))
 
 
 CALLS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 EVERYWHERE = [f"_global{name}" for name in CALLS]
-# The name, how it goes, and what is promised then; without a promise nothing is to be noticed.
-NAMES: dict[str, tuple[Callable[[Monkeypatch], None], str]] = {
-    **{name: (of_modules(name), SMALL) for name in (*CALLS, "_compiled_call_impl")},
-    **{name: (of_hooks(name), SMALL) for name in EVERYWHERE},
-    "_cache": (of_parametrize("_cache"), "recomputes instead of caching"),
-    "_cache_enabled": (of_parametrize("_cache_enabled"), "recomputes instead of caching"),
-    "_version": (of_tensors("_version"), "computed anew instead of cached"),
-    "_are_functorch_transforms_active": (
-        of_c("_are_functorch_transforms_active"),
-        "eager mode is slower",
-    ),
-    "_len_torch_dispatch_stack": (of_c("_len_torch_dispatch_stack"), "computed anew, not cached"),
-    "_non_persistent_buffers_set": (
-        of_modules("_non_persistent_buffers_set"),
-        "registered buffers become persistent",
-    ),
-    "_load_from_state_dict": (
-        of_modules("_load_from_state_dict"),
-        "checkpoints from before registration do not load",
-    ),
+OWN = ("_non_persistent_buffers_set", "_load_from_state_dict", *CALLS, "_compiled_call_impl")
+HIDDEN: dict[str, Hide] = {
+    **{name: without(name) for name in OWN},
+    **{name: without_of(private.nn_module, name, "nn_module") for name in EVERYWHERE},
+    **{name: without_of(parametrize, name, "parametrize") for name in ("_cache", "_cache_enabled")},
+    "_version": without("_version", Tensor),
+    "_are_functorch_transforms_active": without_c("_are_functorch_transforms_active"),
+    "_len_torch_dispatch_stack": without_c("_len_torch_dispatch_stack"),
+}
+# What is promised when a name goes.
+PROMISES = {
+    **dict.fromkeys(HIDDEN, "small layers are slower"),
+    "_cache": "recomputes instead of caching",
+    "_cache_enabled": "recomputes instead of caching",
+    "_version": "computed anew instead of cached",
+    "_are_functorch_transforms_active": "eager mode is slower",
+    "_len_torch_dispatch_stack": "computed anew, not cached",
+    "_non_persistent_buffers_set": "registered buffers become persistent",
+    "_load_from_state_dict": "checkpoints from before registration do not load",
 }
 # Not missed: notes that others leave on a state dict or a module, and a flag that has a function.
-NOTES = {
-    "_metadata",
-    "_EXTRA_STATE",
-    "_is_fsdp_managed_module",
-    "_distribute_module_applied",
-    "_is_exporting_flag",
-    "_apply",
-    "_get_tracing_state",
-    "_get_sequence_number_for_group",
-    "_pg_map",
-}
+NOTES = {"_metadata", "_EXTRA_STATE", "_is_fsdp_managed_module", "_distribute_module_applied"}
+NOTES |= {"_get_sequence_number_for_group", "_pg_map"}
+NOTES |= {"_is_exporting_flag", "_apply", "_get_tracing_state"}
 FOUNDATIONS = {"_modules", "_parameters", "_buffers", "_C"}
 
 
@@ -167,14 +151,13 @@ def keeps_buffers_out() -> bool:
     return not register_negative_diagonal(module).state_dict()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", HIDDEN)
 def test_what_is_promised_happens(name, monkeypatch):
-    hide, promise = NAMES[name]
-    expected = life()
+    expected, promise = life(), PROMISES[name]
     private._warn_once.cache_clear()
     with monkeypatch.context() as patch, warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        hide(patch)
+        HIDDEN[name](patch)
         found = life()
         plain, out = loads_plain_checkpoints(), keeps_buffers_out()
     private._warn_once.cache_clear()
@@ -202,4 +185,4 @@ def test_every_private_name_is_in_the_table():
         if isinstance(node, ast.Constant) and re.fullmatch(r"_\w+", str(node.value)):
             read.add(node.value)
     dunders = {name for name in read if name.startswith("__")}
-    assert read - dunders == {*NAMES, *NOTES, *FOUNDATIONS}
+    assert read - dunders == {*HIDDEN, *NOTES, *FOUNDATIONS}

@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from negdiag_param import ClampDiagonal, register_negative_diagonal, remove_negative_diagonal
 from tests.support.asserts import (
@@ -22,7 +22,7 @@ from tests.support.asserts import (
     value_of,
 )
 from tests.support.modules import Half
-from tests.support.tables import LAYERS, Layer, every_dtype, every_layer, matrix
+from tests.support.tables import BUILT_IN, DTYPES, LAYERS, Layer
 
 Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 optim = torch.optim
@@ -44,7 +44,6 @@ if hasattr(optim, "Muon"):
     OPTIMIZERS["muon"] = partial(optim.Muon, lr=0.1)
 STEPS = 12
 LINEAR = LAYERS["linear"]
-TRAINED = [name for name in LAYERS if name != "raw_buffer"]
 
 
 def bound(margin: float, dtype: torch.dtype) -> float:
@@ -94,7 +93,7 @@ def clamping(layer: Layer, module: nn.Module, margin: float) -> Callable[[], Non
 
 
 def assert_trains_as_clamping_does(
-    layer: Layer, module: nn.Module, make: Make = OPTIMIZERS["momentum"], margin: float = 0.0
+    layer: Layer, module: nn.Module, make: Make, margin: float = 0.0
 ) -> None:
     by_hand = stock_with(layer, module).to(original_of(layer, module).dtype)
     ours = trained(layer, module, make)
@@ -108,24 +107,29 @@ def assert_trains_as_clamping_does(
     assert reached, "the boundary was not met"
 
 
-@pytest.mark.parametrize("margin", [0.0, 0.1])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_every_optimizer_trains_as_on_a_layer_clamped_by_hand(optimizer, margin):
-    make = OPTIMIZERS[optimizer]
-    assert_trains_as_clamping_does(LINEAR, registered(LINEAR, "clamp", margin=margin), make, margin)
+def in_dtype(dtype: torch.dtype) -> Layer:
+    return replace(LINEAR, make=lambda: nn.Linear(4, 4, dtype=dtype))
 
 
-@every_layer(*TRAINED)
-def test_every_layer_trains_as_one_clamped_by_hand(layer):
-    assert_trains_as_clamping_does(layer, registered(layer, "clamp", margin=0.1), margin=0.1)
+MOMENTUM = OPTIMIZERS["momentum"]
+# Every optimizer and dtype with and without a margin, and every layer.
+CASES: dict[str, tuple[Layer, Make, float]] = {
+    **{
+        f"{name}, {margin}": (layer, make, margin)
+        for margin in (0.0, 0.1)
+        for name, layer, make in (
+            *((name, LINEAR, make) for name, make in OPTIMIZERS.items()),
+            *((str(dtype), in_dtype(dtype), MOMENTUM) for dtype in DTYPES),
+        )
+    },
+    **{name: (LAYERS[name], MOMENTUM, 0.1) for name in LAYERS if name != "raw_buffer"},
+}
 
 
-@every_dtype
-@pytest.mark.parametrize("margin", [0.0, 0.1])
-def test_every_dtype_trains_as_clamped_by_hand(margin, dtype):
-    layer = Layer(lambda: nn.Linear(4, 4, dtype=dtype), matrix, (2, 4))
-    module = registered(layer, "clamp", margin=margin)
-    assert_trains_as_clamping_does(layer, module, margin=margin)
+@pytest.mark.parametrize("case", CASES)
+def test_the_layer_trains_as_one_clamped_by_hand(case):
+    layer, make, margin = CASES[case]
+    assert_trains_as_clamping_does(layer, registered(layer, margin=margin), make, margin)
 
 
 def through_parametrize(layer: Layer) -> nn.Module:
@@ -153,13 +157,6 @@ def cast_to_another_parameter(layer: Layer) -> nn.Module:
         overwrite(False)
 
 
-def in_a_chain(layer: Layer) -> nn.Module:
-    """Where another parametrization follows; its own inverse is exact."""
-    module = registered(layer)
-    parametrize.register_parametrization(module, "weight", nn.Identity())
-    return module
-
-
 ROUTES: dict[str, Callable[[Layer], nn.Module]] = {
     "torch.nn.utils.parametrize": through_parametrize,
     "deepcopy": lambda layer: copy.deepcopy(registered(layer)),
@@ -170,13 +167,16 @@ ROUTES: dict[str, Callable[[Layer], nn.Module]] = {
     ),
     "loaded by assignment": loaded_by_assignment,
     "cast to another parameter": cast_to_another_parameter,
-    "in a chain": in_a_chain,
+    # Where another parametrization follows; its own inverse is exact.
+    "in a chain": lambda layer: parametrize.register_parametrization(
+        registered(layer), "weight", nn.Identity()
+    ),
 }
 
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_however_the_module_came_about_it_trains_as_clamped_by_hand(route):
-    assert_trains_as_clamping_does(LINEAR, ROUTES[route](LINEAR))
+    assert_trains_as_clamping_does(LINEAR, ROUTES[route](LINEAR), MOMENTUM)
 
 
 def test_one_parametrization_may_serve_two_layers():
@@ -185,12 +185,12 @@ def test_one_parametrization_may_serve_two_layers():
         parametrize.remove_parametrizations(module, "weight")
         parametrize.register_parametrization(module, "weight", shared)
     for module in modules:
-        assert_trains_as_clamping_does(LINEAR, module)
+        assert_trains_as_clamping_does(LINEAR, module, MOMENTUM)
 
 
 def beyond(module: nn.Module) -> nn.Parameter:
     """The original, after its diagonal was set beyond the boundary."""
-    original = module.parametrizations.weight.original
+    original = original_of(LINEAR, module)
     with torch.no_grad():
         original.diagonal().fill_(0.5)
     return original
@@ -211,42 +211,39 @@ def test_only_originals_of_the_optimizer_that_stepped_are_projected():
     assert stepped(other, torch.optim.SGD([one, other]))
 
 
-def test_the_other_maps_are_not_projected():
-    for name in ("exp", "softplus", "square", "sign_flip"):
-        module = registered(LINEAR, name)
-        original = beyond(module)
-        assert not stepped(original, torch.optim.SGD([original]))
-        assert original.diagonal().eq(0.5).all()
+def behind_another() -> nn.Module:
+    module = parametrize.register_parametrization(nn.Linear(4, 4), "weight", Half())
+    return register_negative_diagonal(module)
 
 
-REMOVALS = {
-    "remove_negative_diagonal": remove_negative_diagonal,
-    "torch.nn.utils.parametrize": lambda m: parametrize.remove_parametrizations(m, "weight"),
-}
+OTHERS = {name: partial(registered, LINEAR, name) for name in BUILT_IN if name != "clamp"}
 
 
-@pytest.mark.parametrize("remove", REMOVALS.values(), ids=REMOVALS)
-@pytest.mark.parametrize("register", [through_parametrize, lambda layer: registered(layer)])
+@pytest.mark.parametrize("case", [*OTHERS, "behind another parametrization"])
+def test_an_original_that_is_not_the_weight_is_not_projected(case):
+    module = OTHERS.get(case, behind_another)()
+    original = beyond(module)
+    assert not stepped(original, torch.optim.SGD([original]))
+    assert original.diagonal().eq(0.5).all()
+    assert_negative(module.weight.diagonal())
+
+
+REMOVALS = (remove_negative_diagonal, parametrize.remove_parametrizations)
+
+
+@pytest.mark.parametrize("remove", REMOVALS)
+@pytest.mark.parametrize("register", [through_parametrize, registered])
 def test_after_removal_the_weight_is_free(register, remove):
     module = register(LINEAR)
     kept = module.parametrizations.weight[0]  # alive, but of no tensor
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     assert stepped(beyond(module), optimizer)
-    remove(module)
+    remove(module, "weight")
     with torch.no_grad():
         module.weight.diagonal().fill_(0.5)
     assert not stepped(module.weight, optimizer)
     assert module.weight.diagonal().eq(0.5).all()
     assert isinstance(kept, ClampDiagonal)
-
-
-def test_behind_another_parametrization_the_original_is_not_the_weight():
-    module = nn.Linear(4, 4)
-    parametrize.register_parametrization(module, "weight", Half())
-    register_negative_diagonal(module)
-    original = beyond(module)
-    assert not stepped(original, torch.optim.SGD([original]))
-    assert_negative(module.weight.diagonal())
 
 
 def test_a_step_that_is_skipped_projects_nothing():
@@ -275,33 +272,6 @@ def test_a_line_search_sees_feasible_weights_only():
     assert module.parametrizations.weight.original.diagonal().eq(bound(0.0, torch.float32)).all()
 
 
-def test_an_average_of_the_model_is_that_of_one_clamped_by_hand():
-    module = registered(LINEAR)
-    by_hand = stock_with(LINEAR, module)
-    averages = [
-        AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5)) for model in (module, by_hand)
-    ]
-    runs = (
-        trained(LINEAR, module, OPTIMIZERS["sgd"]),
-        trained(LINEAR, by_hand, OPTIMIZERS["sgd"], clamping(LINEAR, by_hand, 0.0)),
-    )
-    for _ in zip(*runs, strict=True):
-        for average, model in zip(averages, (module, by_hand), strict=True):
-            average.update_parameters(model)
-        assert_same_bits(averages[0].module.weight, averages[1].module.weight)
-
-
-def test_without_an_optimizer_the_weight_is_feasible_all_the_same():
-    module = registered(LINEAR)
-    original = module.parametrizations.weight.original
-    for _ in range(5):
-        (gradient,) = torch.autograd.grad(-module.weight.diagonal().sum(), original)
-        with torch.no_grad():
-            original -= gradient
-        assert_negative(module.weight.diagonal())
-    assert original.diagonal().gt(0).all()
-
-
 def test_an_optimizer_for_each_parameter_does_not_cost_the_square(monkeypatch):
     from negdiag_param._parametrization import steps
 
@@ -325,13 +295,17 @@ def test_an_optimizer_for_each_parameter_does_not_cost_the_square(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_a_compiled_model_and_a_compiled_step_train_as_clamped_by_hand():
+@pytest.mark.parametrize(
+    "backend", ["eager", pytest.param("inductor", marks=pytest.mark.integration)]
+)
+def test_a_compiled_model_and_a_compiled_step_train_as_clamped_by_hand(backend):
     torch._dynamo.reset()
     module = registered(LINEAR)
     by_hand = stock_with(LINEAR, module)
-    compiled = torch.compile(module, fullgraph=True)
+    compiled = torch.compile(module, fullgraph=True, backend=backend)
     optimizers = [torch.optim.Adam(m.parameters(), lr=0.1) for m in (module, by_hand)]
-    step, clamp = torch.compile(optimizers[0].step), clamping(LINEAR, by_hand, 0.0)
+    step = torch.compile(optimizers[0].step, backend=backend)
+    clamp, original = clamping(LINEAR, by_hand, 0.0), original_of(LINEAR, module)
     for sign in (-1.0, -1.0, -1.0, 1.0, 1.0):
         for optimizer, call in zip(optimizers, (compiled, by_hand), strict=True):
             optimizer.zero_grad()
@@ -340,5 +314,4 @@ def test_a_compiled_model_and_a_compiled_step_train_as_clamped_by_hand():
         optimizers[1].step()
         clamp()
         torch.testing.assert_close(module.weight, by_hand.weight)
-        original = module.parametrizations.weight.original
         assert original.diagonal().le(bound(0.0, torch.float32)).all()

@@ -44,15 +44,16 @@ def test_a_forward_or_hook_of_others_is_honoured(replace, where):
             handle.remove()
 
 
+class Doubled(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self):
+        return 2 * self.inner()
+
+
 def test_a_list_within_a_wrapper_is_honoured():
-    class Doubled(nn.Module):
-        def __init__(self, inner):
-            super().__init__()
-            self.inner = inner
-
-        def forward(self):
-            return 2 * self.inner()
-
     layer = register_negative_diagonal(nn.Linear(4, 4))
     expected = 2 * layer.weight.detach()
     layer.parametrizations["weight"] = Doubled(layer.parametrizations["weight"])

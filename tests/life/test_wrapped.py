@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from negdiag_param import (
     init_,
@@ -24,15 +25,9 @@ def fabric(model: nn.Module) -> nn.Module:
     return fabric.Fabric(accelerator="cpu", devices=1).setup(model)
 
 
-def checkpointed(model: nn.Module) -> nn.Module:
-    name = "torch.distributed.algorithms._checkpoint.checkpoint_wrapper"
-    return importlib.import_module(name).checkpoint_wrapper(model)
-
-
 WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "compiled": lambda model: torch.compile(model, backend="eager"),
-    "checkpointed": checkpointed,
-    "transparent": Transparent,
+    "checkpointed": checkpoint_wrapper,
     "twice": lambda model: Transparent(Transparent(model)),
 }
 WITH_LIGHTNING = pytest.param(fabric, marks=pytest.mark.integration("lightning"))
@@ -81,35 +76,31 @@ def test_registering_initialising_and_removing_go_through(wrap):
     assert names(wrapped) == []
 
 
-def test_the_name_with_the_wrapper_in_it_is_understood_as_well():
+def test_a_name_with_the_wrapper_in_it_is_understood_and_shown_where_the_wrapper_hides_nothing():
     compiled = torch.compile(register_negative_diagonal(stock(), "0.weight"), backend="eager")
     init_(compiled, "_orig_mod.0.weight", nn.init.constant_, -3.0)
     assert names(compiled) == ["0.weight"]
     assert next(negative_diagonals(compiled))[1].allclose(torch.tensor(-3.0))
+    assert names(nn.Sequential(compiled._orig_mod)) == ["0.0.weight"]
 
 
-def test_a_wrapper_that_hides_its_model_keeps_its_prefix():
-    model = nn.Sequential(register_negative_diagonal(stock(), "0.weight"))
-    assert names(model) == ["0.0.weight"]
+class Frozen(nn.Sequential):
+    """A wrapper that drops keys."""
+
+    def state_dict(self, *args, **kwargs):
+        state = super().state_dict(*args, **kwargs)
+        return {key: value for key, value in state.items() if not key.startswith("0.")}
 
 
-def test_a_wrapper_that_drops_keys_is_no_obstacle():
-    class Frozen(nn.Sequential):
-        def state_dict(self, *args, **kwargs):
-            state = super().state_dict(*args, **kwargs)
-            return {key: value for key, value in state.items() if not key.startswith("0.")}
-
+def test_what_a_wrapper_drops_or_has_too_is_not_passed_through():
     model = register_negative_diagonal(Frozen(*stock()), "*.weight")
     assert list(plain_state_dict(model)) == ["2.weight", "2.bias"]
-
-
-def test_what_the_wrapper_has_too_is_not_passed_through():
-    wrapper, inner = Transparent(nn.Identity()), nn.Linear(3, 3)
+    wrapper = Transparent(nn.Identity())
     wrapper.weight = nn.Parameter(torch.rand(3, 3))
-    wrapper.inner = inner
+    wrapper.inner = nn.Linear(3, 3)
     register_negative_diagonal(wrapper, "inner.weight")
     assert names(wrapper) == ["inner.weight"]
-    assert "parametrizations" in inner._modules
+    assert "parametrizations" in wrapper.inner._modules
     assert "parametrizations" not in wrapper._modules
 
 

@@ -1,12 +1,14 @@
 """One operation, whatever runs it: eager, without gradients, transformed, traced or exported."""
 
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from negdiag_param import NegativeDiagonal, NegSoftplusDiagonal
+from negdiag_param import NegSoftplusDiagonal
 from tests.support.asserts import assert_only_diagonal_differs, assert_same_bits
 from tests.support.tables import (
     MARGINS,
@@ -23,12 +25,11 @@ class Variants(nn.Module):
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
-        self.names = [name for name in VARIANTS for _ in MARGINS[:2]]
-        self.maps = nn.ModuleList(
-            make(margin) for make in VARIANTS.values() for margin in MARGINS[:2]
-        )
+        pairs = [*product(VARIANTS, MARGINS[:2])]
+        self.names = [name for name, _ in pairs]
+        self.maps = nn.ModuleList(VARIANTS[name](margin) for name, margin in pairs)
         diagonal = torch.cat([extremes(dtype), torch.linspace(-100, 90, 77).to(dtype)])
-        self.originals = with_diagonal(diagonal).expand(len(self.maps), -1, -1).contiguous()
+        self.originals = with_diagonal(diagonal).expand(len(pairs), -1, -1).contiguous()
 
     def forward(self, originals: Tensor) -> Tensor:
         return torch.stack([make(one) for make, one in zip(self.maps, originals, strict=True)])
@@ -53,14 +54,8 @@ def eager(model: Variants) -> Ran:
     return run(model, model)
 
 
-def differentiated_twice(model: Variants) -> Ran:
-    return run(model, model, create_graph=True)
-
-
 def without_gradients(model: Variants) -> Ran:
-    with torch.no_grad():
-        values = model(model.originals.clone().requires_grad_())
-    return values, eager(model)[1]
+    return torch.no_grad()(model)(model.originals.clone().requires_grad_()), eager(model)[1]
 
 
 def pulled_back(model: Variants) -> Ran:
@@ -75,10 +70,6 @@ def pushed_forward(model: Variants) -> Ran:
     return model(model.originals), push  # each value depends on one original
 
 
-def mapped_over_a_batch(model: Variants) -> Ran:
-    return run(model, lambda originals: torch.func.vmap(model)(originals[None])[0])
-
-
 def traced(model: Variants) -> Ran:
     trace = torch.jit.trace(model, (model.originals,), check_trace=False)
     return trace(model.originals), eager(model)[1]  # of a trace, only the values are promised
@@ -89,29 +80,28 @@ def exported(model: Variants) -> Ran:
     return run(model, torch.export.export(model, (example,), strict=False).module())
 
 
+FORMS: dict[str, Callable[[Variants], Ran]] = {
+    "differentiated twice": lambda model: run(model, model, create_graph=True),
+    "without gradients": without_gradients,
+    "pulled back": pulled_back,
+    "pushed forward": pushed_forward,
+    "mapped over a batch": lambda m: run(m, lambda x: torch.func.vmap(m)(x[None])[0]),
+    "traced": traced,
+    "exported": exported,
+}
+
+
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @every_dtype
-@pytest.mark.parametrize(
-    "form",
-    [
-        differentiated_twice,
-        without_gradients,
-        pulled_back,
-        pushed_forward,
-        mapped_over_a_batch,
-        traced,
-        exported,
-    ],
-)
+@pytest.mark.parametrize("form", FORMS)
 def test_values_and_gradients_are_those_of_eager_mode(form, dtype):
-    model = Variants(dtype)
-    info = torch.finfo(dtype)
-    (expected, expected_gradient), (values, gradient) = eager(model), form(model)
+    model, info = Variants(dtype), torch.finfo(dtype)
+    (expected, expected_gradient), (values, gradient) = eager(model), FORMS[form](model)
     for name, found, value, original in zip(
         model.names, values, expected, model.originals, strict=True
     ):
         assert_only_diagonal_differs(found, original, Tensor.diagonal)
-        if form is exported and name.startswith("softplus"):  # exporters have another softplus
+        if form == "exported" and name.startswith("softplus"):  # exporters have another softplus
             torch.testing.assert_close(found, value)
         else:
             assert_same_bits(found, value)
@@ -128,15 +118,11 @@ def test_values_and_gradients_are_those_of_eager_mode(form, dtype):
         )
 
 
-def every_entry(parametrization: NegativeDiagonal, original: Tensor) -> Tensor:
-    return torch.vmap(parametrization)(original.view(-1, 1)).flatten()
-
-
 @every_dtype
 @pytest.mark.parametrize("name", [*VARIANTS, "softplus, nearly straight"])
 def test_entries_and_vmap_agree_on_every_original(name, dtype):
-    make = VARIANTS.get(name, lambda *given, **options: NegSoftplusDiagonal(beta=1e-5, **options))
+    make = VARIANTS.get(name, partial(NegSoftplusDiagonal, beta=1e-5))
     parametrization, original = make(0.1, dims=()), originals(dtype)
     expected = parametrization(original)
-    for form in (NegativeDiagonal.entries, every_entry):
-        assert_same_bits(form(parametrization, original), expected)
+    assert_same_bits(parametrization.entries(original), expected)
+    assert_same_bits(torch.vmap(parametrization)(original[:, None]).flatten(), expected)

@@ -126,18 +126,6 @@ def test_shards_cut_through_blocks():
 SIDES = [(Shard(0), Replicate()), (Shard(0), Shard(1)), (Shard(1), Replicate())]
 
 
-@examples
-@given(st.integers(0, 40), st.integers(2, 4), st.integers(2, 4), st.data())
-def test_strided_shards_are_those_of_fully_shard_over_tensor_parallelism(n, dp, tp, data):
-    coordinate = data.draw(st.integers(0, dp - 1)), data.draw(st.integers(0, tp - 1))
-    layout = (_StridedShard(0, split_factor=tp), Shard(0)), Mesh((dp, tp)), coordinate
-    left = torch.arange(n * tp).chunk(tp) if n else [torch.arange(0)] * tp
-    left = [*left[coordinate[1]].chunk(dp), *[torch.arange(0)] * dp][coordinate[0]]
-    (held, _) = shards.ranges((n * tp, 2), layout[0], (dp, tp), coordinate)
-    assert [*held] == left.tolist()
-    shards.find_parts((n * tp, 2), (len(left), 2), *layout, Diagonal())
-
-
 STRIDED = _StridedShard(0, split_factor=2)
 UNKNOWN = [
     (13, (STRIDED, Shard(0)), (2, 2)),  # uneven

@@ -44,13 +44,13 @@ class Net(nn.Module):
         self.body = nn.Sequential(nn.Conv1d(4, 4, 3, groups=2), nn.BatchNorm1d(4))
         self.core = nn.LSTM(4, 4)
         self.scale = nn.Parameter(torch.ones(4))
-        self.seen = 0
+        self.seen = {"seen": 0}
 
     def get_extra_state(self):
-        return {"seen": self.seen}
+        return self.seen
 
     def set_extra_state(self, state):
-        self.seen = state["seen"]
+        self.seen = state
 
 
 class Half(nn.Module):
@@ -84,7 +84,7 @@ def stock_net(seed: int = 0) -> Net:
     """With feasible values, which every map keeps."""
     torch.manual_seed(seed)
     net = Net()
-    net.seen = seed
+    net.seen = {"seen": seed}
     for name in Net.registered:
         register_negative_diagonal(net, name, map="sign_flip")
         remove_negative_diagonal(net, name)

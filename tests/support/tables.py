@@ -126,11 +126,15 @@ LAYERS: dict[str, Layer] = {
     "transposed2d": Layer(lambda: nn.ConvTranspose2d(2, 3, 2), grouped(1), (1, 2, 4, 4)),
     "transposed3d": Layer(lambda: nn.ConvTranspose3d(2, 2, 2), grouped(1), (1, 2, 3, 3, 3)),
     "rnn": Layer(lambda: nn.RNN(3, 4), matrix, (2, 1, 3), "weight_hh_l0"),
+    "gru_reverse": Layer(
+        lambda: nn.GRU(3, 4, bidirectional=True), grouped(3), (2, 1, 3), "weight_hh_l0_reverse"
+    ),
     "gru": Layer(lambda: nn.GRU(3, 4, 2), grouped(3), (2, 1, 3), "weight_hh_l1"),
     "lstm": Layer(lambda: nn.LSTM(3, 4), grouped(4), (2, 1, 3), "weight_hh_l0"),
     "lstm_projected": Layer(
         lambda: nn.LSTM(3, 4, proj_size=2), grouped(4), (2, 1, 3), "weight_hh_l0"
     ),
+    "rnn_cell": Layer(lambda: nn.RNNCell(3, 4), matrix, (2, 3), "weight_hh"),
     "gru_cell": Layer(lambda: nn.GRUCell(3, 4), grouped(3), (2, 3), "weight_hh"),
     "lstm_cell": Layer(lambda: nn.LSTMCell(3, 4), grouped(4), (2, 3), "weight_hh"),
     "raw": Layer(Raw, matrix, (2, 4), "square"),

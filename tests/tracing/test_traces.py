@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache, partial
 
 import pytest
@@ -11,9 +11,15 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from negdiag_param import register_negative_diagonal
-from tests.support.asserts import assert_negative, first, registered, sample, shifted
+from tests.support.asserts import (
+    assert_negative,
+    first,
+    parametrization_of,
+    registered,
+    sample,
+)
 from tests.support.modules import Half
-from tests.support.tables import LAYERS, LEADING, MAPS, NAMED, Layer
+from tests.support.tables import LAYERS, LEADING, MAPS, NAMED, Layer, grouped
 from tests.support.versions import NEEDS_COMPILER
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -27,22 +33,15 @@ def nothing_compiled() -> None:
     torch.compiler.reset()
 
 
-@contextmanager
-def moved(parameters: dict[str, Tensor], shift: float) -> Iterator[None]:
-    originals = [p for name, p in parameters.items() if name.endswith(".original")]
-    assert originals
-    with torch.no_grad():
-        for original in originals:
-            original.add_(shift)
-        yield
-        for original in originals:
-            original.sub_(shift)
-
-
 def running(call: Callable[[Tensor], object], module: nn.Module) -> Run:
+    (original,) = (p for name, p in module.named_parameters() if name.endswith(".original"))
+
     def run(x: Tensor, shift: float) -> Tensor:
-        with moved(dict(module.named_parameters()), shift):
-            return first(call(x))
+        with torch.no_grad():
+            original.add_(shift)
+            output = first(call(x))
+            original.sub_(shift)
+        return output
 
     return run
 
@@ -62,20 +61,14 @@ def export(module: nn.Module, x: Tensor, strict: bool = False) -> Run:
 
 def onnx(module: nn.Module, x: Tensor, dynamo: bool = False) -> Run:
     import onnx
+    import onnxruntime
 
     buffer = io.BytesIO()
-    if dynamo:
-        program = torch.onnx.export(module.eval(), (x,), dynamo=True, verbose=False)
-        buffer.write(program.model_proto.SerializeToString())
-    else:
-        torch.onnx.export(
-            module.eval(), (x,), buffer, dynamo=False, verbose=False, do_constant_folding=False
-        )
+    options = {} if dynamo else {"do_constant_folding": False}
+    torch.onnx.export(module.eval(), (x,), buffer, dynamo=dynamo, verbose=False, **options)
     model = onnx.load_from_string(buffer.getvalue())
 
     def run(x: Tensor, shift: float) -> Tensor:
-        import onnxruntime
-
         other = onnx.ModelProto()
         other.CopyFrom(model)
         for stored in other.graph.initializer:
@@ -93,34 +86,44 @@ def onnx(module: nn.Module, x: Tensor, dynamo: bool = False) -> Run:
 
 strict_export = partial(export, strict=True)
 onnx_by_dynamo = partial(onnx, dynamo=True)  # which computes what does not depend on the input
-TRACERS = {
-    "jit": jit,
-    "fx": fx,
-    "export": export,
-    "strict export": strict_export,
-    "onnx": onnx,
-    "onnx by dynamo": onnx_by_dynamo,
+CENTER = Layer(
+    lambda: nn.Conv1d(4, 4, 3, padding="same"),
+    lambda weight: grouped(1)(weight)[:, 1],
+    (1, 4, 6),
+    options={"taps": "center"},
+)
+DOMINANT = {
+    f"{name}, {kind}": replace(layer, options={**layer.options, "dominance": kind})
+    for kind in ("rows", "columns", "scaled")
+    for name, layer in (("linear", LAYERS["linear"]), ("conv1d_center", CENTER))
 }
 
 
 def cases() -> Iterator[object]:
     """Every tracer with layers of every kind and, on one layer, with every map."""
-    names = ("linear", "conv2d_center", "lstm", "raw_batch", "raw_vector")
+    names = ("linear", "conv2d_center", "lstm", "raw_batch", "raw_vector", *DOMINANT)
     slow = pytest.mark.slow
     with_packages = [slow, pytest.mark.integration("onnx", "onnxruntime", "onnxscript")]
-    for label, layers, maps, marks in (
-        ("jit", names, MAPS, ()),
-        ("fx", ("linear", "raw"), MAPS, ()),
-        ("export", names, MAPS, ()),
-        ("strict export", [name for name in names if name != "lstm"], {}, slow),
-        ("onnx", names, MAPS, with_packages),
-        ("onnx by dynamo", names, NAMED, with_packages),
+    for label, tracer, layers, maps, marks in (
+        ("jit", jit, names, MAPS, ()),
+        ("fx", fx, ("linear", "raw"), MAPS, ()),
+        ("export", export, names, MAPS, ()),
+        ("strict export", strict_export, [n for n in names if n != "lstm"], {}, slow),
+        ("onnx", onnx, names, MAPS, with_packages),
+        ("onnx by dynamo", onnx_by_dynamo, names, NAMED, with_packages),
     ):
         pairs = [(name, LEADING) for name in layers]
         pairs += [("linear", kind) for kind in maps if kind != LEADING]
         for name, kind in pairs:
-            case = (TRACERS[label], LAYERS[name], MAPS[kind])
+            case = (tracer, (LAYERS | DOMINANT)[name], MAPS[kind])
             yield pytest.param(*case, id=f"{label}-{name}-{kind}", marks=marks)
+
+
+def scramble(parametrization: nn.Module) -> None:
+    """So that a scaling is none of ones."""
+    torch.manual_seed(0)
+    for scaling in parametrization.parameters():
+        nn.init.normal_(scaling, std=0.1)
 
 
 @lru_cache
@@ -138,27 +141,37 @@ def is_taken(kind: type[nn.RNNBase]) -> bool:
 @pytest.mark.parametrize(("tracer", "layer", "map"), list(cases()))
 def test_a_trace_holds_the_map(tracer: Callable[[nn.Module, Tensor], Run], layer: Layer, map):
     module, x = registered(layer, map, margin=0.25), sample(layer)
+    scramble(parametrization_of(layer, module))
     if tracer is export and isinstance(module, nn.RNNBase) and not is_taken(nn.LSTM):
         pytest.skip("this PyTorch exports no parametrized LSTM, except strictly")
     run = tracer(module, x)
     for shift in (0.0, 2.0) if tracer is not onnx_by_dynamo else (0.0,):
-        expected = shifted(layer, module, shift)
+        expected = running(module, module)(x, shift)
         torch.testing.assert_close(run(x, shift), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_an_exported_model_trains_and_leaves_its_source_as_it_was(strict):
-    module = register_negative_diagonal(nn.Linear(4, 4, bias=False))
-    again = torch.export.export(module, (torch.eye(4),), strict=strict).module()
+@pytest.mark.parametrize(
+    "options",
+    [{}, *({"map": "softplus", "dominance": kind} for kind in ("rows", "columns", "scaled"))],
+    ids=str,
+)
+def test_an_exported_model_trains_as_its_source_does(options, strict):
+    module, x = register_negative_diagonal(nn.Linear(4, 4, bias=False), **options), torch.eye(4)
+    scramble(module.parametrizations.weight[0])
+    again = torch.export.export(module, (x,), strict=strict).module()
+    names = dict(module.named_parameters())
+    expected, found = (
+        torch.autograd.grad(model(x).square().sum(), [*map(model.get_parameter, names)])
+        for model in (module, again)
+    )
+    torch.testing.assert_close(found, expected)
     optimizer = torch.optim.SGD(again.parameters(), lr=0.02)
     for _ in range(5):
         optimizer.zero_grad()
-        (again(torch.eye(4)) - 5).square().sum().backward()
+        (again(x) - 5).square().sum().backward()
         optimizer.step()
-    assert_negative(again(torch.eye(4)).diagonal())
-    module.zero_grad()
-    module(torch.eye(4)).sum().backward()
-    assert module.parametrizations.weight.original.grad is not None
+    assert_negative(again(x).diagonal())
 
 
 @pytest.mark.slow

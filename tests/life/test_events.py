@@ -1,0 +1,303 @@
+"""What a registered module goes through, and every way in which another one gets the weight.
+
+It goes on computing, constraining and training; two modules live on apart.
+"""
+
+import copy
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.func import functional_call
+from torch.nn.utils import parametrize
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from negdiag_param import (
+    negative_diagonals,
+    plain_state_dict,
+    register_negative_diagonal,
+    remove_negative_diagonal,
+)
+from tests.support.asserts import (
+    assert_alive,
+    assert_independent,
+    assert_negative,
+    diagonal_of,
+    original_of,
+    parametrization_of,
+    registered,
+    stock_with,
+    value_of,
+    weight_of,
+)
+from tests.support.tables import LAYERS, Layer, every_layer_once_every_map_somewhere
+
+Event = Callable[[Layer, nn.Module, Path], nn.Module]
+State = dict[str, Any]
+
+
+def twin(layer: Layer, module: nn.Module) -> nn.Module:
+    """Another registered module with the same map, and other values."""
+    template = parametrization_of(layer, module)
+    other = register_negative_diagonal(layer.make(), layer.tensor_name, map=template)
+    assert not torch.equal(value_of(layer, other), value_of(layer, module))
+    return other
+
+
+def revived(module: nn.Module) -> nn.Module:
+    return pickle.loads(pickle.dumps(module))
+
+
+def copying(again: Callable[[nn.Module], nn.Module], backward: bool = False) -> Event:
+    """After a forward pass."""
+
+    def event(layer, module, path):
+        output = layer.run(module).sum()
+        if backward:
+            output.backward()
+        return again(module)
+
+    return event
+
+
+def copied_while_cached(layer, module, path):
+    with parametrize.cached(), torch.no_grad():
+        weight_of(layer, module)
+        replica = copy.deepcopy(module)
+        original_of(layer, replica).sub_(0.25)
+        assert not torch.equal(weight_of(layer, replica), weight_of(layer, module))
+        original_of(layer, replica).copy_(original_of(layer, module))
+    return replica
+
+
+def averaged(layer, module, path):
+    average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.5))
+    for _ in range(2):
+        average.update_parameters(module)
+    return average.module
+
+
+def through_a_file(whole: Any, path: Path, weights_only: bool = True) -> Any:
+    torch.save(whole, path / "whole.pt")
+    return torch.load(path / "whole.pt", weights_only=weights_only)
+
+
+def through_safetensors(state: State, path: Path) -> State:
+    save_file(state, path / "state.safetensors")
+    return load_file(path / "state.safetensors")
+
+
+def loading(
+    state_of: Callable[[Layer, nn.Module, Path], State],
+    into: Callable[[nn.Module], nn.Module] = lambda module: module,
+    **how: bool,
+) -> Event:
+    def event(layer, module, path):
+        other = into(twin(layer, module))
+        other.load_state_dict(state_of(layer, module, path), **how)
+        return other
+
+    return event
+
+
+def plain(layer: Layer, module: nn.Module, path: Path) -> State:
+    return stock_with(layer, module).state_dict()
+
+
+OTHERS: dict[str, Event] = {
+    "deepcopy": lambda layer, module, path: copy.deepcopy(copy.deepcopy(module)),
+    "deepcopy after forward": copying(copy.deepcopy),
+    "deepcopy after backward": copying(copy.deepcopy, backward=True),
+    "deepcopy while cached": copied_while_cached,
+    "averaged": averaged,
+    "pickle": lambda layer, module, path: revived(module),
+    "pickle after forward": copying(revived),
+    "saved as a whole": lambda layer, module, path: through_a_file(module, path, False),
+    "state": loading(lambda layer, module, path: through_a_file(module.state_dict(), path)),
+    "state, assigned": loading(lambda _, m, path: copy.deepcopy(m.state_dict()), assign=True),
+    "plain": loading(plain),
+    "plain, assigned": loading(plain, assign=True),
+    "plain, from meta": loading(plain, into=lambda module: module.to("meta"), assign=True),
+    "safetensors": loading(lambda _, m, path: through_safetensors(m.state_dict(), path)),
+    "safetensors, plain": loading(
+        lambda _, m, path: through_safetensors(plain_state_dict(m), path)
+    ),
+}
+
+
+def reset_after_to_empty(layer, module, path):
+    module.to("meta").to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(float("nan"))
+    module.reset_parameters()
+    return module
+
+
+def cast(dtype: torch.dtype, **tolerance: float) -> Event:
+    def event(layer, module, path):
+        before = value_of(layer, module)
+        module.to(dtype)
+        assert weight_of(layer, module).dtype == dtype
+        assert_negative(diagonal_of(layer, module))
+        torch.testing.assert_close(value_of(layer, module).float(), before, **tolerance)
+        return module if dtype.itemsize > 2 else module.float()
+
+    return event
+
+
+def copy_removed(layer, module, path):
+    before = value_of(layer, module)
+    baked = remove_negative_diagonal(copy.deepcopy(module), layer.tensor_name)
+    assert not parametrize.is_parametrized(baked)
+    assert torch.equal(value_of(layer, baked), before)
+    return module
+
+
+def removed_behind_a_copy(layer, module, path):
+    replica = copy.deepcopy(module)
+    remove_negative_diagonal(module, layer.tensor_name)
+    return replica
+
+
+def called_with_another_original(layer, module, path):
+    class Call(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = module
+
+        def forward(self, x):
+            key = f"parametrizations.{layer.tensor_name}.original"
+            return functional_call(module, {key: other}, (x,))
+
+    other = original_of(layer, module).detach() - 1
+    replica = copy.deepcopy(module)
+    with torch.no_grad():
+        original_of(layer, replica).copy_(other)
+        torch.testing.assert_close(layer.run(Call()), layer.run(replica))
+    return module
+
+
+def shared_memory(layer, module, path):
+    before = value_of(layer, module)
+    module.share_memory()
+    assert original_of(layer, module).is_shared()
+    assert torch.equal(value_of(layer, module), before)
+    return module
+
+
+SAME: dict[str, Event] = {
+    "reset after to_empty": reset_after_to_empty,
+    "to double": cast(torch.float64),
+    "bfloat16 and back": cast(torch.bfloat16, rtol=0.05, atol=0.01),
+    "half and back": cast(torch.float16, rtol=0.01, atol=0.01),
+    "copy removed": copy_removed,
+    "removed behind a copy": removed_behind_a_copy,
+    "called with another original": called_with_another_original,
+    "shared memory": shared_memory,
+}
+
+
+@every_layer_once_every_map_somewhere("linear", "lstm", "raw", somewhere=("linear",))
+@pytest.mark.parametrize("event", OTHERS)
+def test_another_module_gets_the_weight(event, map, layer, tmp_path):
+    module = registered(layer, map)
+    before = value_of(layer, module)
+    replica = OTHERS[event](layer, module, tmp_path)
+    assert torch.equal(value_of(layer, module), before)
+    torch.testing.assert_close(value_of(layer, replica), before)
+    for alive in (replica, module):
+        assert_alive(layer, alive)
+    assert_independent(layer, module, replica)
+
+
+@pytest.mark.parametrize("event", SAME)
+@every_layer_once_every_map_somewhere("linear", "conv2d_groups", "lstm", somewhere=("linear",))
+def test_the_module_lives_on(event, layer, map, tmp_path):
+    bystander = registered(layer, map)
+    before = value_of(layer, bystander)
+    module = SAME[event](layer, copy.deepcopy(bystander), tmp_path)
+    assert_alive(layer, module)
+    assert torch.equal(value_of(layer, bystander), before)
+    assert_alive(layer, bystander)
+
+
+class WithSlots(nn.Linear):
+    __slots__ = ("note",)
+
+
+class WithState(nn.Linear):
+    def __getstate__(self):
+        return {**self.__dict__, "scratch": None}
+
+
+class WithOwnCopy(nn.Linear):
+    def __deepcopy__(self, memo):
+        replica = type(self)(self.in_features, self.out_features)
+        memo[id(self)] = replica
+        if parametrize.is_parametrized(self):
+            replica.parametrizations = copy.deepcopy(self.parametrizations, memo)
+            del replica._parameters["weight"]
+        replica.load_state_dict(self.state_dict())
+        replica.copies = getattr(self, "copies", 0) + 1
+        return replica
+
+
+def test_how_a_module_customises_its_copies_is_respected():
+    layer, slotted, stateful, own = LAYERS["linear"], WithSlots(4, 4), WithState(4, 4), WithOwnCopy
+    slotted.note, stateful.scratch = "kept", [1]
+    module = register_negative_diagonal(own(4, 4))
+    for each in (slotted, stateful):
+        register_negative_diagonal(each)
+    replica = copy.deepcopy(module)
+    assert copy.deepcopy(slotted).note == "kept"
+    assert revived(stateful).scratch is None
+    assert torch.equal(revived(stateful).weight, stateful.weight)
+    assert replica.copies == copy.deepcopy(own(4, 4)).copies == 1
+    assert_alive(layer, replica)
+    assert_independent(layer, module, replica)
+
+
+def test_copies_keep_what_is_shared_in_a_model():
+    encoder = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    model = nn.ModuleDict({"a": encoder, "b": encoder, "c": nn.Linear(4, 4)})
+    register_negative_diagonal(model, "*.weight")
+    replica = revived(copy.deepcopy(model))
+    assert replica["a"][0] is replica["b"][0]
+    assert replica["a"][0] is not model["a"][0]
+    assert len(list(negative_diagonals(replica))) == 2
+
+
+def test_a_shallow_copy_shares_the_original():
+    layer = register_negative_diagonal(nn.Linear(3, 3))
+    replica = copy.copy(layer)
+    assert replica.parametrizations.weight.original is layer.parametrizations.weight.original
+    assert torch.equal(replica.weight, layer.weight)
+
+
+def answer(queue, answers) -> None:
+    module = queue.get()
+    with torch.no_grad():
+        answers.put(module.weight.sum().item())
+        module.parametrizations.weight.original.zero_()
+        answers.put(module.weight.sum().item())
+
+
+@pytest.mark.slow
+def test_a_spawned_process_shares_the_original():
+    module = registered(LAYERS["linear"], "exp").share_memory()
+    context = torch.multiprocessing.get_context("spawn")
+    queue, answers = context.Queue(), context.Queue()
+    process = context.Process(target=answer, args=(queue, answers))
+    process.start()
+    queue.put(module)
+    expected = module.weight.sum().item()
+    assert answers.get() == pytest.approx(expected)
+    assert answers.get() == pytest.approx(-4)
+    process.join()
+    assert module.weight.sum().item() == pytest.approx(-4)
