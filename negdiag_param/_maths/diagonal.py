@@ -55,14 +55,16 @@ class Diagonal:
         dims = self._fitting(tensor)
         if not dims:
             return values
-        if self.taps == "all":
-            blocked, row, column = self._blocked(tensor, dims)
-            return blocked.diagonal_scatter(values, self.offset, row, column).view(tensor.shape)
-        matrices, kernel, restored = self.matrices(tensor)
-        every = matrices.diagonal(self.offset, -2, -1)
-        # Not select_scatter, which gives wrong second derivatives under torch.func.
-        values = torch.where(_is_center(every, kernel), values, every)
-        return restored(matrices.diagonal_scatter(values, self.offset, -2, -1))
+        blocked, row, column = self._blocked(tensor, dims)
+        if self.taps == "center":
+            # Not select_scatter, which gives wrong second derivatives under torch.func.
+            every = blocked.diagonal(self.offset, row, column)
+            kernel = range(self.blocks > 1, every.ndim - 1)
+            for dim in kernel:
+                values = values.unsqueeze(dim)
+            values = torch.where(_is_center(every, kernel), values, every)
+        scattered = blocked.diagonal_scatter(values, self.offset, row, column)
+        return scattered if self.blocks == 1 else scattered.view(tensor.shape)
 
     def exported(self, tensor: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
         """A copy of ``tensor`` with ``value`` of its diagonal there, for exporters and tracers.

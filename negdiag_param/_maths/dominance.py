@@ -53,9 +53,8 @@ class Dominance:
         rest = weight.detach().abs()
         diagonal.view(rest).zero_()
         sizes, up = self.sums(rest, diagonal)
-        exact, _ = self.sums(rest.to(exact_dtype(rest)), diagonal)
-        missing, _ = self.sums((~rest.isfinite()).float(), diagonal)
-        return Sizes(sizes * up, exact, missing == 0)
+        exact, _ = self.sums(rest.to(exact_dtype(rest)).where(rest.isfinite(), torch.nan), diagonal)
+        return Sizes(sizes * up, exact)
 
     def scaled(self, weight: Tensor, diagonal: Diagonal, limits: Limits) -> "Dominance":
         """Under the same scaling or, where that fails, one that makes the matrix dominant, if any.

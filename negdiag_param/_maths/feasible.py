@@ -17,14 +17,13 @@ class Sizes(NamedTuple):
     """What diagonal entries have to outweigh, shaped as they are: absolute sums, or nothing."""
 
     up: Tensor  # rounded up: what the map's values are lowered by
-    exact: Tensor  # nearly: what entries are judged by
-    finite: Tensor  # whether all that is summed is
+    exact: Tensor  # nearly: what entries are judged by; NaN if not all that is summed is finite
 
     @classmethod
     def nothing(cls, entries: Tensor) -> "Sizes":
         """Those of entries that outweigh nothing."""
         zeros = torch.zeros_like(widened(entries))
-        return cls(zeros, zeros.to(exact_dtype(entries)), zeros == 0)
+        return cls(zeros, zeros.to(exact_dtype(entries)))
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def judge(
     failing = is_infeasible(entries, sizes, limits)
     verdict = Verdict(
         entries=entries.numel(),
-        not_finite=int((~(entries.isfinite() & sizes.finite)).sum()),
+        not_finite=int((~entries.isfinite() | sizes.exact.isnan()).sum()),
         infeasible=int(failing.sum()),
         moved=int((failing & (entries.abs().neg() >= limits.bound)).sum()),
         too_large=int((sizes.up - limits.bound > -limits.lowest).sum()),

@@ -27,6 +27,7 @@ class Limits:
     """The bounds of a mapped value in one storage dtype, as Python floats that it represents."""
 
     margin: float
+    smallest: float  # the smallest positive number that arithmetic does not flush to zero
     lowest: float  # the most negative finite value
     bound: float  # the largest mapped value: <= -margin and < 0
     inside: float  # where an entry starts that reflection does not bring below the bound
@@ -46,13 +47,13 @@ class Limits:
                 f"expected a margin that {dtype} can keep clear of its largest value, "
                 f"got margin={margin}"
             )
-        # Where the processor flushes subnormals they read as zero, so the bound is a normal
-        # number of the dtype that arithmetic runs in. The subnormals of float16 are, in float32.
+        # Processors may flush subnormals to zero, but float16 is computed with in float32.
         smallest = info.tiny * info.eps if dtype == torch.float16 else info.tiny
         # A distance of margin * eps / 8 is below half an ulp of margin, so -margin itself
         # goes through inverse and map unchanged.
         return cls(
             margin=margin,
+            smallest=smallest,
             lowest=-info.max,
             bound=-_round_away(max(margin, smallest), dtype),
             inside=-_round_away(margin + away, dtype),
@@ -73,9 +74,7 @@ def below(entries: Tensor, sizes: Tensor, limits: Limits) -> Tensor:
         # Compilers keep half-precision values in float32; the bits have to be those of ``dtype``.
         rounded = rounded.view(torch.int16).view(dtype)
     found = widened(rounded)
-    info = torch.finfo(dtype)
-    smallest = info.tiny * info.eps if dtype == torch.float16 else info.tiny
-    next_lower = found + (found * (0.75 * info.eps)).clamp(max=-smallest)
+    next_lower = found + (found * (0.75 * torch.finfo(dtype).eps)).clamp(max=-limits.smallest)
     lowered = torch.where(found - exact > error, next_lower.to(dtype), rounded)
     return lowered.clamp(min=limits.lowest)
 
