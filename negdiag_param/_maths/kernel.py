@@ -30,11 +30,10 @@ def constrain(
     original: Tensor, diagonal: Diagonal, strict: StrictMap, dominance: Dominance | None = None
 ) -> Tensor:
     """A copy of ``original`` whose diagonal is mapped, and then lowered if it has to dominate."""
-    if exports() or not strict.has_slope or is_transformed(original):
+    chains = exports() or not strict.has_slope or is_transformed(original)
+    if chains or (dominance and torch.compiler.is_compiling()):
         return _chained(original, diagonal, strict, dominance)
     if dominance:
-        if torch.compiler.is_compiling():
-            return _chained(original, diagonal, strict, dominance)
         return _Fused.apply(original, dominance.eta, diagonal, strict, dominance)  # type: ignore[no-any-return, no-untyped-call]
     if not strict.is_projection and original.requires_grad and torch.is_grad_enabled():
         return _Fused.apply(original, None, diagonal, strict, None)  # type: ignore[no-any-return, no-untyped-call]

@@ -80,6 +80,8 @@ def test_derivatives_of_every_kind_are_right(case):
         return (parametrization(x) ** 3).sum()
 
     expected = torch.autograd.functional.hessian(energy, x)
+    batched = torch.autograd.functional.hessian(energy, x, vectorize=True)
+    torch.testing.assert_close(batched, expected)
     jacobians = torch.func.jacrev, torch.func.jacfwd
     for outer in jacobians:
         for inner in jacobians:
