@@ -71,8 +71,8 @@ def below(entries: Tensor, sizes: Tensor, limits: Limits) -> Tensor:
     error = (wide - (exact - step)) - (sizes + step)  # the difference itself is exact + error
     rounded = exact.to(dtype)
     if dtype.itemsize < 4 and torch.compiler.is_compiling() and not _private.is_exporting():
-        # Compilers keep half-precision values in float32; the bits have to be those of ``dtype``.
-        rounded = rounded.view(torch.int16).view(dtype)
+        # Compilers keep half-precision values in float32 unless they are made from integers.
+        rounded = number(rank(rounded), dtype)
     found = widened(rounded)
     next_lower = found + (found * (0.75 * torch.finfo(dtype).eps)).clamp(max=-limits.smallest)
     lowered = torch.where(found - exact > error, next_lower.to(dtype), rounded)
