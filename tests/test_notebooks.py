@@ -4,6 +4,7 @@ After a change to one, or to what it shows: ``python -m tests.notebooks notebook
 runs it and keeps the new outputs. Look at them, then commit.
 """
 
+import ast
 import re
 
 import pytest
@@ -36,6 +37,27 @@ def test_a_notebook_is_kept_small_with_outputs_that_are_the_same_everywhere(path
             assert following is not None
             assert following.cell_type == "markdown"
             assert not following.source.startswith("#")
+
+
+def looks(path):
+    """The lines of a notebook that set up its figures, and what it draws each method with."""
+    source = "\n".join(cell.source for cell in notebooks.code_cells(notebooks.read(path)))
+    (drawn,) = [
+        ast.literal_eval(statement.value)
+        for statement in ast.parse(source).body
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "STYLES"
+    ]
+    return [line for line in source.splitlines() if "rcParams" in line], drawn
+
+
+def test_all_notebooks_look_alike():
+    lines, drawn = zip(*map(looks, notebooks.NOTEBOOKS), strict=True)
+    assert "'figure.dpi': 150" in ast.unparse(ast.parse("\n".join(lines[0])))
+    assert all(other == lines[0] for other in lines)
+    colors = {(method, style["color"]) for styles in drawn for method, style in styles.items()}
+    assert len(colors) == len({method for method, _ in colors})
+    for styles in drawn:
+        assert len({str(sorted(style.items())) for style in styles.values()}) == len(styles)
 
 
 @pytest.mark.slow
