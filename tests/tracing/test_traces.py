@@ -11,13 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from negdiag_param import register_negative_diagonal
-from tests.support.asserts import (
-    assert_negative,
-    first,
-    parametrization_of,
-    registered,
-    sample,
-)
+from tests.support.asserts import assert_negative, first, parametrization_of, registered, sample
 from tests.support.modules import Half
 from tests.support.tables import LAYERS, LEADING, MAPS, NAMED, Layer, grouped
 from tests.support.versions import NEEDS_COMPILER
