@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 from negdiag_param import register_negative_diagonal, remove_negative_diagonal
 from tests.support.asserts import computed, original_of, registered, weight_of
 from tests.support.modules import LearnedScale
+from tests.support.optimizers import OPTIMIZERS, Make
 from tests.support.tables import LAYERS, Layer, every_layer, every_layer_once_every_map_somewhere
 from tests.support.versions import NEEDS_COMPILER
 
@@ -49,7 +50,7 @@ class ThroughData(torch.optim.Optimizer):
 Change = Callable[[Layer, nn.Module], object]
 
 
-def step(make: Callable[[list[Tensor]], torch.optim.Optimizer], **compiled: str) -> Change:
+def step(make: Make, **compiled: str) -> Change:
     def change(layer, module):
         original = original_of(layer, module)
         original.grad = torch.ones_like(original)
@@ -60,7 +61,7 @@ def step(make: Callable[[list[Tensor]], torch.optim.Optimizer], **compiled: str)
 
 
 def in_training(layer, module):
-    step(lambda p: torch.optim.SGD(p, lr=0.1))(layer, module.train())
+    step(OPTIMIZERS["sgd"])(layer, module.train())
     module.eval()
 
 
@@ -92,14 +93,8 @@ def registered_anew(layer, module):
     original_of(layer, module).sub_(1)
 
 
-optim = torch.optim
 CHANGES: dict[str, Change] = {
-    "sgd": step(lambda p: optim.SGD(p, lr=0.1)),
-    "sgd, fused": step(lambda p: optim.SGD(p, lr=0.1, fused=True)),
-    "adam, foreach": step(lambda p: optim.Adam(p, lr=0.1, foreach=True)),
-    "adam, fused": step(lambda p: optim.Adam(p, lr=0.1, fused=True)),
-    "adamw, fused": step(lambda p: optim.AdamW(p, lr=0.1, fused=True)),
-    "adagrad, fused": step(lambda p: optim.Adagrad(p, lr=0.1, fused=True)),
+    **{name: step(make) for name, make in OPTIMIZERS.items()},
     "through data": step(ThroughData),
     "in training": in_training,
     "in place": lambda layer, module: original_of(layer, module).mul_(0.5),
@@ -148,7 +143,7 @@ def test_every_change_is_seen(change, layer, block):
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_compiled_step_is_seen(fused, backend):
     torch._dynamo.reset()
-    change = step(lambda p: optim.Adam(p, lr=torch.tensor(0.1), fused=fused), backend=backend)
+    change = step(lambda p: torch.optim.Adam(p, lr=torch.tensor(0.1), fused=fused), backend=backend)
     assert_seen(change, LINEAR, cached_in_eval())
 
 

@@ -1,7 +1,15 @@
-"""What PyTorch promises of any parametrization, by its own door and by ours."""
+"""What PyTorch promises of any parametrization, by its own door and by ours.
 
+Modules registered by ours share a class, and none can change it for the others.
+"""
+
+import abc
 import copy
+import gc
+import inspect
 import io
+import pickle
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,7 +21,7 @@ from torch.nn.utils import parametrize
 
 from negdiag_param import NegativeDiagonal, register_negative_diagonal
 from tests.support.asserts import assert_same_bits
-from tests.support.modules import linear
+from tests.support.modules import Half, linear
 from tests.support.tables import CLASSES, rows
 
 ORIGINAL = "parametrizations.weight.original"
@@ -119,3 +127,51 @@ def test_transfer_takes_parametrization_and_value_along(door: Door, kind: Kind):
         assert target.parametrizations.weight.original is source.parametrizations.weight.original
         parametrize.remove_parametrizations(target, "weight")
         assert parametrize.is_parametrized(source, "weight")
+
+
+def made() -> nn.Linear:
+    return register_negative_diagonal(nn.Linear(3, 3))
+
+
+def test_there_is_one_class_for_layers_copies_and_pickles():
+    layer = made()
+    family = [layer, made(), copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))]
+    assert len({type(member) for member in family}) == 1
+    assert type(made()) is not type(register_negative_diagonal(nn.GRU(3, 3), "weight_hh*"))
+
+
+def test_the_class_goes_with_the_last_of_its_modules():
+    class Abstract(nn.Linear, abc.ABC):
+        """Of another metaclass."""
+
+    layer, other = (register_negative_diagonal(Abstract(3, 3)) for _ in range(2))
+    gone = weakref.ref(type(other))
+    parametrize.remove_parametrizations(layer, "weight")
+    assert type(layer) is Abstract
+    assert (other.weight.diagonal() < 0).all()
+    del other
+    gc.collect()
+    assert gone() is None
+
+
+def test_another_parametrization_on_one_module_leaves_the_others():
+    layer, other = made(), made()
+    bias = other.bias
+    expected = layer.bias.detach().clone()
+    parametrize.register_parametrization(layer, "bias", Half())
+    torch.testing.assert_close(layer.bias, expected)
+    assert other.bias is bias
+    other.bias = nn.Parameter(torch.ones(3))
+    assert (other.bias == 1).all()
+    for module in (layer, other, made()):
+        replica = copy.deepcopy(module)
+        torch.testing.assert_close(replica.bias, module.bias)
+        replica(torch.ones(1, 3)).sum().backward()
+    parametrize.remove_parametrizations(layer, "bias")
+    torch.testing.assert_close(layer.bias, expected)
+
+
+def test_every_attribute_can_be_looked_at():
+    layer = made()
+    assert dict(inspect.getmembers(layer))["weight"].shape == (3, 3)
+    inspect.getmembers(type(layer))

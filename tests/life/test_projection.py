@@ -22,26 +22,9 @@ from tests.support.asserts import (
     value_of,
 )
 from tests.support.modules import Half
+from tests.support.optimizers import OPTIMIZERS, Make
 from tests.support.tables import BUILT_IN, DTYPES, LAYERS, Layer
 
-Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
-optim = torch.optim
-OPTIMIZERS: dict[str, Make] = {
-    "sgd": partial(optim.SGD, lr=0.1),
-    "sgd, decay": partial(optim.SGD, lr=0.1, weight_decay=0.1),
-    "momentum": partial(optim.SGD, lr=0.1, momentum=0.9, nesterov=True),
-    "sgd, fused": partial(optim.SGD, lr=0.1, fused=True),
-    "adam": partial(optim.Adam, lr=0.1),
-    "adam, foreach": partial(optim.Adam, lr=0.1, foreach=True),
-    "adam, amsgrad": partial(optim.Adam, lr=0.1, amsgrad=True),
-    "adamw": partial(optim.AdamW, lr=0.1, weight_decay=0.1),
-    "adamw, fused": partial(optim.AdamW, lr=0.1, weight_decay=0.1, fused=True),
-    "rmsprop": partial(optim.RMSprop, lr=0.1, momentum=0.5),
-    "nadam": partial(optim.NAdam, lr=0.1),
-    "adagrad": partial(optim.Adagrad, lr=0.1),
-}
-if hasattr(optim, "Muon"):
-    OPTIMIZERS["muon"] = partial(optim.Muon, lr=0.1)
 STEPS = 12
 LINEAR = LAYERS["linear"]
 
@@ -64,7 +47,7 @@ def trained(
         name.removeprefix("parametrizations.").removesuffix(".original"): parameter
         for name, parameter in module.named_parameters()
     }
-    is_muon = make.func is getattr(optim, "Muon", None)  # which takes matrices only
+    is_muon = make.func is getattr(torch.optim, "Muon", None)  # which takes matrices only
     chosen = [parameters[name] for name in sorted(parameters)]
     chosen = [p for p in chosen if p.ndim == 2 or not is_muon]
     optimizer = make(chosen)

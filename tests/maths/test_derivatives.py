@@ -63,7 +63,8 @@ def test_derivatives_of_every_kind_are_right(case):
     torch.manual_seed(1)
     x = torch.randn(shape, dtype=torch.float64)
     if isinstance(parametrization, ClampDiagonal):
-        x = -0.2 - x.abs()  # where differences tell the slope, which beyond the bound they do not
+        # Where differences tell the slope, which beyond the bound they do not.
+        x.diagonal().copy_(-0.2 - x.diagonal().abs())
     x.requires_grad_()
     assert torch.autograd.gradcheck(
         parametrization,

@@ -10,14 +10,7 @@ from torch import Tensor, nn
 
 from negdiag_param import NegSoftplusDiagonal
 from tests.support.asserts import assert_only_diagonal_differs, assert_same_bits
-from tests.support.tables import (
-    MARGINS,
-    VARIANTS,
-    every_dtype,
-    extremes,
-    originals,
-    with_diagonal,
-)
+from tests.support.tables import MARGINS, VARIANTS, every_dtype, extremes, originals, with_diagonal
 
 
 class Variants(nn.Module):
