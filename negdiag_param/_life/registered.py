@@ -194,7 +194,7 @@ def _check_picklable(module: nn.Module, state: list[Any]) -> None:
     class Trial(pickle.Pickler):
         def persistent_id(self, thing: object) -> object:
             # Tensors can be pickled, and other registered modules say so themselves.
-            return "" if isinstance(thing, Tensor) or _names(type(thing)) else None
+            return "" if isinstance(thing, Tensor) or _TENSORS in vars(type(thing)) else None
 
     try:
         Trial(io.BytesIO()).dump(state)
