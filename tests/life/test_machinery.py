@@ -298,6 +298,16 @@ def test_what_a_chain_leaves_behind_can_be_trained(context):
     assert module.weight.grad is not None
 
 
+@every_other
+def test_a_chain_made_in_inference_mode_can_be_trained(other):
+    module = nn.Linear(3, 3)
+    other(module)
+    with torch.inference_mode():
+        register_negative_diagonal(module)
+    module(torch.ones(1, 3)).sum().backward()
+    torch.optim.SGD(module.parameters(), lr=0.1).step()
+
+
 def test_an_assignment_that_stops_in_between_changes_nothing(monkeypatch):
     module = chain()
     before, real, calls = module.weight.clone(), Tensor.copy_, []
