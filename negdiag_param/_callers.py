@@ -10,13 +10,17 @@ _PASSED_BY = ("torch", "negdiag_param")
 # The modules in which functional_call, parallel styles and set_model_state_dict do their work.
 _SUBSTITUTES = ("torch.nn.utils.stateless", "torch.nn.utils._named_member_accessor")
 _DISTRIBUTES = "torch.distributed.tensor._api"
+# Where quantization gives the parametrizations to a new module, and then its values.
+_TRANSFERS = "transfer_parametrizations_and_params"
 _LOADS = "torch.distributed.checkpoint.state_dict"
 
 
 def warn_user(message: str) -> None:
     """Warns at the user's line, however many of our frames and PyTorch's lie in between."""
     level = 1
-    for name, _ in _callers():
+    for name, frame in _callers():
+        if frame.f_code.co_name == _TRANSFERS:
+            return
         level += 1
         if name.partition(".")[0] not in _PASSED_BY:
             break
@@ -33,8 +37,12 @@ def is_substituting() -> bool:
 
 def is_distributing() -> bool:
     """Whether ``distribute_module`` asks, with which every parallel style begins."""
-    outside = (name for name, _ in _callers() if name.partition(".")[0] != "negdiag_param")
-    return next(outside, "") == _DISTRIBUTES
+    return _asking() == _DISTRIBUTES
+
+
+def is_copying() -> bool:
+    """Whether ``copy`` asks, and not a pickler."""
+    return _asking() == "copy"
 
 
 def canonical_state() -> dict[str, Any]:
@@ -47,6 +55,12 @@ def is_broadcasting() -> bool:
     """Whether all ranks are in ``set_model_state_dict`` with the checkpoint of the first one."""
     options = (frame.f_locals.get("options") for name, frame in _callers() if name == _LOADS)
     return any(getattr(each, "broadcast_from_rank0", False) for each in options)
+
+
+def _asking() -> str:
+    """The module in which the innermost caller outside of this package is."""
+    outside = (name for name, _ in _callers() if name.partition(".")[0] != "negdiag_param")
+    return next(outside, "")
 
 
 def _callers() -> Iterator[tuple[str, FrameType]]:

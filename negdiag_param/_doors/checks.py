@@ -55,13 +55,12 @@ def check_untied(module: nn.Module, found: list[Target], consequence: str) -> No
 def check_kept_nowhere_else(found: list[Target]) -> None:
     """Refuses tensors that their module also keeps in a list, a dict or another attribute."""
     for target in found:
-        originals = {id(stored) for stored in target.stored}
         own = {"_parameters", "_buffers", "_modules"}
         if isinstance(target.owner, nn.RNNBase):
             own.add("_flat_weights")  # collected anew before every forward pass
         for attribute in vars(target.owner).keys() - own:
             for where, tensor in _tensors(vars(target.owner)[attribute]):
-                if id(tensor) in originals:
+                if any(_share(stored, tensor) for stored in target.stored):
                     raise ValueError(
                         f"{target.name}: expected a tensor that its module reads as "
                         f"self.{target.tensor_name}, got one that it also keeps in "
@@ -98,12 +97,24 @@ def _memory(tensor: Tensor) -> object:
 
 
 def _share(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors of the same storage have an entry in common."""
-    first = [t.storage_offset() for t in (one, other)]
-    steps = [zip(t.shape, t.stride(), strict=True) for t in (one, other)]
-    last = [i + sum((n - 1) * step for n, step in s) for i, s in zip(first, steps, strict=True)]
-    if one is other or max(first) > min(last):
+    """Whether two tensors have a byte in common; those of ``one`` do not overlap."""
+    if one is other or _memory(one) != _memory(other):
         return one is other
-    entries = torch.arange(int(max(last)) + 1, device="cpu")
-    places = [entries.as_strided(t.shape, t.stride(), t.storage_offset()) for t in (one, other)]
-    return bool(torch.isin(*places).any())
+    layouts = [_bytes(tensor) for tensor in (one, other)]
+    ends = [
+        offset + 1 + sum((n - 1) * step for n, step in zip(shape, steps, strict=True))
+        for shape, steps, offset in layouts
+    ]
+    if max(offset for *_, offset in layouts) >= min(ends):
+        return False
+    memory = torch.zeros(max(ends), dtype=torch.bool, device="cpu")
+    mine, others = (memory.as_strided(*layout) for layout in layouts)
+    mine.fill_(True)
+    return bool(others.any())
+
+
+def _bytes(tensor: Tensor) -> tuple[list[int], list[int], int]:
+    """The shape, the strides and the offset of the bytes of ``tensor`` in its storage."""
+    size = tensor.itemsize
+    steps = [*(step * size for step in tensor.stride()), 1]
+    return [*tensor.shape, size], steps, int(tensor.storage_offset()) * size

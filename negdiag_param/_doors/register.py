@@ -88,7 +88,9 @@ def register_negative_diagonal(
             ``optimizer.add_param_group({"params": module.parametrizations.weight[0].eta})``.
         infeasible: what assigning a diagonal entry that is not below ``-margin`` does later:
             ``"warn"`` changes it as above and warns, with counts; ``"reflect"`` changes it
-            silently; ``"error"`` raises, at registration too.
+            silently; ``"error"`` raises, at registration too. Under ``"warn"``, registering warns
+            of entries that it moves if all were negative, and they are eight or more, or equal:
+            those of a default initialisation hardly ever are.
         cache_in_eval: in eval mode without gradients, compute the weight once and reuse it until
             the original changes. Writes through ``.data`` go unnoticed.
         options: what else the map takes: ``beta=10.0`` for ``"softplus"`` (1.0 by default).

@@ -28,7 +28,8 @@ def registration(
     if tensor_name not in lookup.lists(owner):
         return partial(_attach, owner, tensor_name, parametrization, original)
     # Another parametrization maps the tensor already, to what ours maps to the same value.
-    changes = assign.writes(owner, tensor_name, original)
+    with torch.inference_mode(False):  # so that what it makes can be trained later
+        changes = assign.writes(owner, tensor_name, original)
 
     def append() -> None:
         lists = lookup.lists(owner)

@@ -1,7 +1,7 @@
 """Loads plain checkpoints into registered modules, and refuses those of other maps."""
 
 from collections.abc import Callable, Iterator
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -41,8 +41,8 @@ def _translate(
         named = lookup.named_originals(module, tensor_name)
         originals = {inside + name: original for name, original in named.items()}
         place = [*lookup.lists(module)[tensor_name].children()].index(parametrization)
-        mark, eta = f"{inside}{place}._extra_state", lookup.scaling(parametrization)
-        held = originals if eta is None else originals | {f"{inside}{place}.eta": eta}
+        mark = f"{inside}{place}._extra_state"
+        held = partial(lookup.lists(module)[tensor_name].state_dict, prefix=inside, keep_vars=True)
         persistent = parametrization.record.persistent
         # set_model_state_dict fills in the model's own tensors for what it does not find.
         takes_plain = persistent and all(
@@ -71,8 +71,10 @@ def _translate(
                 assigned = local_metadata.get("assign_to_params_buffers", False)
                 with agreement.together(originals.values(), plain):
                     inverses = _inverses(value, module, tensor_name, assigned)
-                    state_dict.update(held)
-                    state_dict.update(zip(held, inverses, strict=False))
+                    names = [*originals, f"{inside}{place}.eta"]
+                    # Beside the originals, such as the base of an orthogonal matrix.
+                    others = {key: state_dict.get(key, own) for key, own in held().items()}
+                    state_dict.update(others | dict(zip(names, inverses, strict=False)))
             elif plain in state_dict and len(originals) == 1:
                 original = state_dict.get(*originals)
                 if _is_redundant(state_dict[plain], original, parametrization):
@@ -80,8 +82,7 @@ def _translate(
         except (TypeError, ValueError) as error:
             yield f"While loading {plain}: {error}"
             # Load the current tensors instead, so that only this error is reported.
-            state_dict.update(held)
-            state_dict[mark] = parametrization.get_extra_state()
+            state_dict.update(held())
 
 
 def _inverses(value: Any, module: nn.Module, tensor_name: str, assigned: bool) -> list[Any]:
@@ -105,7 +106,7 @@ def _is_redundant(weight: object, original: object, parametrization: nn.Module) 
     if not (isinstance(weight, Tensor) and isinstance(original, Tensor)):
         return False
     with torch.no_grad():
-        return torch.equal(parametrization(original), weight)
+        return torch.equal(parametrization(original).to(weight), weight)
 
 
 def _check_not_left_out(plain: str) -> None:

@@ -8,7 +8,9 @@ right again, and gives the module another one.
 """
 
 import copyreg
-from collections.abc import Iterable, MutableMapping
+import io
+import pickle
+from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any
 from weakref import WeakValueDictionary, ref
 
@@ -19,7 +21,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from typing_extensions import override
 
 from negdiag_param import _private
-from negdiag_param._callers import is_distributing
+from negdiag_param._callers import is_copying, is_distributing
 from negdiag_param._life import loading, lookup, reset
 from negdiag_param._life.assign import assign
 from negdiag_param._links import Links
@@ -123,10 +125,13 @@ def _made(base: type[nn.Module], tensor_names: tuple[str, ...]) -> type[nn.Modul
     def __reduce_ex__(self: nn.Module, protocol: int) -> str | tuple[Any, ...]:
         # Both pickle and deepcopy come here. The class is made anew from its base.
         with torch.no_grad():
+            _drop_cached(self)  # RNNs read their weights here, which shall have no gradients
             reduced = base.__reduce_ex__(self, max(protocol, 2))
         if isinstance(reduced, str) or len(reduced) < 3 or type(self) is not cls:
             return reduced
         make, arguments, *rest = reduced
+        if not (is_copying() or _has_only_ours(self)):
+            _check_picklable(self, rest)
         arguments = tuple(base if argument is cls else argument for argument in arguments)
         names = copyreg._slotnames(base)  # type: ignore[attr-defined]
         slots = {name: getattr(self, name) for name in names if hasattr(self, name)}
@@ -135,7 +140,7 @@ def _made(base: type[nn.Module], tensor_names: tuple[str, ...]) -> type[nn.Modul
     def __setattr__(self: nn.Module, name: str, value: Any) -> None:
         # RNNs note a value in a list of their own before it can be refused, and nn.Module takes
         # a parameter for a new one before the property is asked.
-        if name in tensor_names and value is not None and name in lookup.lists(self):
+        if name in tensor_names and name in lookup.lists(self):
             assign(self, name, value)
         else:
             base.__setattr__(self, name, value)
@@ -159,9 +164,56 @@ def _made(base: type[nn.Module], tensor_names: tuple[str, ...]) -> type[nn.Modul
         **{name: reset.resetting(base, name) for name in reset.METHODS if hasattr(base, name)},
         **{name: tensor_property(base, name) for name in tensor_names},
     }
+    if issubclass(base, nn.ParameterList):
+        namespace["__getitem__"] = _indexing(base)
+    if issubclass(base, nn.ParameterDict):
+        namespace["copy"] = lambda self: {key: self[key] for key in self.keys()}
     make_class: Any = type(base)  # a metaclass, such as ABCMeta
     cls: type[nn.Module] = make_class(f"Parametrized{base.__name__}", (base,), namespace)
     return cls
+
+
+def _drop_cached(module: nn.Module) -> None:
+    """Forgets the weights of ``module`` within ``parametrize.cached()``."""
+    block = _private.cached_block() or {}
+    for found in lookup.lists(module).values():
+        block.pop(found, None)
+
+
+def _has_only_ours(module: nn.Module) -> bool:
+    """Whether all parametrizations of ``module`` are ours."""
+    lists = lookup.lists(module)
+    return len(lookup.ours(module)) == len(lists) and all(
+        lookup.is_alone(module, name) for name in lists
+    )
+
+
+def _check_picklable(module: nn.Module, state: list[Any]) -> None:
+    """Says why not, which PyTorch does by refusing all modules with parametrizations."""
+
+    class Trial(pickle.Pickler):
+        def persistent_id(self, thing: object) -> object:
+            # Tensors can be pickled, and other registered modules say so themselves.
+            return "" if isinstance(thing, Tensor) or _TENSORS in vars(type(thing)) else None
+
+    try:
+        Trial(io.BytesIO()).dump(state)
+    except Exception as error:
+        raise RuntimeError(
+            f"expected parametrizations of {', '.join(lookup.lists(module))} that can be pickled, "
+            f"got {type(error).__name__}: {error}; save state_dict() instead"
+        ) from error
+
+
+def _indexing(base: type[nn.ParameterList]) -> Callable[[Any, Any], Any]:
+    """Gives slices as lists: PyTorch would copy what is computed into parameters of their own."""
+
+    def __getitem__(self: Any, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        return base.__getitem__(self, index)
+
+    return __getitem__
 
 
 def _revive(
@@ -179,7 +231,7 @@ def tensor_property(base: type[nn.Module], tensor_name: str) -> property:
 
     Several instances share a class, and PyTorch may take the list from one of them.
     """
-    asks = base.__getattr__ is not nn.Module.__getattr__  # a look-up of the class's own
+    asks = _looks_up_itself(base)
 
     def read(self: nn.Module, compiles: bool) -> Tensor:
         holder: Any = own_modules(self).get("parametrizations")
@@ -190,7 +242,7 @@ def tensor_property(base: type[nn.Module], tensor_name: str) -> property:
             return nn.Module.__getattr__(self, tensor_name)  # type: ignore[return-value]
         if compiles:
             return found()  # type: ignore[no-any-return]
-        if asks:
+        if asks or _looks_up_itself(type(self)):  # which may be derived from ours
             found = self.get_submodule(f"parametrizations.{tensor_name}")
         block = _private.cached_block()
         try:
@@ -208,6 +260,12 @@ def tensor_property(base: type[nn.Module], tensor_name: str) -> property:
             vars(self)[tensor_name] = value
 
     return property(_private.reading(tensor_name, read), set_)
+
+
+def _looks_up_itself(cls: type[nn.Module]) -> bool:
+    """Whether attributes are looked up in a way of the class's own, which has to be asked."""
+    usual = nn.Module.__getattr__, object.__getattribute__
+    return (cls.__getattr__, cls.__getattribute__) != usual
 
 
 def _evaluated(found: nn.Module, holder: Parametrizations, tensor_name: str) -> Tensor:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from negdiag_param._maths.limits import Limits, below, exact_dtype, widened
 
-Infeasible = Literal["warn", "reflect", "error"]
+# What users choose from, and what "warn" is where a weight is initialised.
+Infeasible = Literal["warn", "reflect", "error", "initial"]
 INFEASIBLE: tuple[Infeasible, ...] = ("warn", "reflect", "error")
 _COUNTS = ("entries", "not_finite", "infeasible", "moved", "too_large")
 
@@ -37,12 +38,14 @@ class Verdict:
     too_large: int = 0  # rows or columns that leave no room for a diagonal entry
     largest: float = -torch.inf  # of the infeasible entries, less what they have to outweigh
     place: str = ""  # of that one
+    smallest: float = torch.inf  # of the same
     dominance: str = ""
 
     def __add__(self, other: "Verdict") -> "Verdict":
         worse = max(self, other, key=lambda verdict: verdict.largest)
         counts = {name: getattr(self, name) + getattr(other, name) for name in _COUNTS}
-        return replace(worse, dominance=self.dominance or other.dominance, **counts)
+        smallest, dominance = min(self.smallest, other.smallest), self.dominance or other.dominance
+        return replace(worse, smallest=smallest, dominance=dominance, **counts)
 
     def warning(self, limits: Limits, infeasible: Infeasible) -> str | None:
         """What to warn of before entries are changed, if anything; raises what is refused."""
@@ -57,6 +60,8 @@ class Verdict:
                 f"{self.entries} whose absolute sum is beyond the largest number of the dtype"
             )
         if not self.infeasible or infeasible == "reflect":
+            return None
+        if infeasible == "initial" and not self._is_meant:
             return None
         if self.dominance:
             bound = f"<= {-limits.margin}" if limits.margin else "< 0"
@@ -86,6 +91,12 @@ class Verdict:
         }
         return "; ".join(f"{count} {change}" for change, count in counts.items() if count)
 
+    @property
+    def _is_meant(self) -> bool:
+        """Whether the diagonal was set or learnt: of a default initialisation, half is positive."""
+        constant = self.smallest == self.largest and self.infeasible == self.entries > 1
+        return not self.dominance and self.largest < 0 and (constant or self.entries >= 8)
+
 
 def judge(
     entries: Tensor, sizes: Sizes, limits: Limits, dominance: str = "", offset: int = 0
@@ -108,7 +119,8 @@ def judge(
         *matrix, index = (int(i) for i in torch.unravel_index(worst, total.shape))
         place = f"{'column' if dominance == 'columns' else 'row'} {index + abs(offset)}"
         place += f" of matrix {', '.join(map(str, matrix))}" if matrix else ""
-    return replace(verdict, largest=total.flatten()[worst].item(), place=place)
+    smallest = total.where(failing, torch.inf).min().item()
+    return replace(verdict, largest=total.flatten()[worst].item(), place=place, smallest=smallest)
 
 
 def feasible(entries: Tensor, sizes: Sizes, limits: Limits, dominance: str = "") -> Tensor:

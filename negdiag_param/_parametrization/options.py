@@ -76,8 +76,8 @@ class Options:
 
     @property
     def at_registration(self) -> Infeasible:
-        """Half of a default initialisation is positive: reflect it without a warning."""
-        return "error" if self.infeasible == "error" else "reflect"
+        """The policy for a weight that is registered or initialised."""
+        return "initial" if self.infeasible == "warn" else self.infeasible
 
     def changed(self) -> dict[str, Any]:
         """Those that differ from their defaults."""

@@ -146,13 +146,14 @@ class NegativeDiagonal(ChecksCasts):
         """
         self.cache.drop()
         policy, name = infeasible or self.options.infeasible, self.record.name
-        check_choice("infeasible", policy, INFEASIBLE)
+        if policy != "initial":
+            check_choice("infeasible", policy, INFEASIBLE)
         with named(name):
             original, warning, eta = inverted(
                 weight, self.options.diagonal, self.strict, policy, self._dominance
             )
         if warning:
-            warn_user(f"{name}: {warning}")
+            warn_user(f"{name}: {warning}; to keep such values, remove_negative_diagonal first")
         if eta is not None:
             self._set_scaling(eta)
         if self.record.ndim is None:
@@ -219,10 +220,13 @@ class NegativeDiagonal(ChecksCasts):
     def _constrained(self, original: Tensor) -> Tensor:
         try:
             return shards.constrain(original, self.options.diagonal, self.strict, self._dominance)
-        except Exception:
+        except Exception as error:
             # Checking beforehand would cost more than the map of a small layer.
             with named(self.record.name):
                 check(original, self.options.diagonal, self.strict, self._dominance)
+            if isinstance(error, AttributeError):
+                # Python would take it for a sign that the module has no such tensor.
+                raise RuntimeError(f"{self.record.name}: AttributeError: {error}") from error
             raise
 
     @property

@@ -104,7 +104,9 @@ def test_the_warning_says_what_became_of_how_many(margin, entries):
     layer = register_negative_diagonal(nn.Linear(2, 2), margin=margin)
     with pytest.warns(UserWarning, match="weight: expected") as record:
         layer.weight = torch.diag(torch.tensor(entries))
-    assert str(record[0].message).endswith(f"torch.float32; {CHANGES[margin, entries]}")
+    remedy = "to keep such values, remove_negative_diagonal first"
+    changes = f"torch.float32; {CHANGES[margin, entries]}; {remedy}"
+    assert str(record[0].message).endswith(changes)
     found = layer.weight.diagonal().tolist()
     for before, after in zip(entries, found, strict=True):
         kept = before <= -margin and before < 0

@@ -20,8 +20,21 @@ from negdiag_param import (
     register_negative_diagonal,
     remove_negative_diagonal,
 )
-from tests.support.asserts import assert_negative
+from tests.support.asserts import assert_negative, assert_same_bits
 from tests.support.modules import Half, linear
+from tests.support.state import state_of
+
+
+def bare(layer: nn.Module, map: type = ClampDiagonal) -> nn.Module:
+    """Registered through PyTorch's door."""
+    return parametrize.register_parametrization(layer, "weight", map(infeasible="reflect"))
+
+
+def pickled(module: nn.Module) -> nn.Module:
+    return pickle.loads(pickle.dumps(module))
+
+
+# Classes: mixins, factories, copies, and look-ups of their own.
 
 
 class Metaclass(type):
@@ -67,7 +80,7 @@ def test_a_module_that_registers_itself_can_be_made_by_its_class():
     module = Registers()
     again = type(module)()
     assert type(again) is type(module)
-    for other in (again, copy.deepcopy(again), pickle.loads(pickle.dumps(again))):
+    for other in (again, copy.deepcopy(again), pickled(again)):
         assert_negative(other.weight.diagonal())
 
 
@@ -98,7 +111,7 @@ class NeedsArguments(nn.Linear):
 
 
 @pytest.mark.parametrize("make", [opened, NeedsArguments])
-@pytest.mark.parametrize("again", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+@pytest.mark.parametrize("again", [copy.deepcopy, pickled])
 def test_a_copy_is_made_as_the_class_makes_it(make, again):
     module = register_negative_diagonal(make(3))
     replica = again(module)
@@ -108,6 +121,36 @@ def test_a_copy_is_made_as_the_class_makes_it(make, again):
     with torch.no_grad():
         replica.parametrizations.weight.original.sub_(1)
     assert not torch.equal(replica.weight, module.weight)
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, pickled])
+def test_a_recurrent_layer_is_copied_within_a_cached_block(again):
+    layer = register_negative_diagonal(nn.GRU(3, 3), "weight_hh_l0")
+    with parametrize.cached():
+        layer(torch.ones(2, 1, 3))
+        replica = again(layer)
+        assert torch.equal(replica.weight_hh_l0, layer.weight_hh_l0)
+        assert replica.weight_hh_l0 is not layer.weight_hh_l0
+        assert layer.weight_hh_l0.requires_grad
+
+
+class Unpicklable(Half):
+    def __init__(self) -> None:
+        super().__init__()
+        self.function = lambda: None
+
+
+@pytest.mark.parametrize("spoil", [parametrizations.weight_norm, None])
+def test_what_cannot_be_pickled_beside_it_is_named(spoil):
+    layer = nn.Linear(3, 3)
+    if spoil:
+        spoil(layer)
+    else:
+        parametrize.register_parametrization(layer, "bias", Unpicklable())
+    register_negative_diagonal(layer)
+    with pytest.raises(RuntimeError, match=r"that can be pickled, got .*; save state_dict\(\)"):
+        pickle.dumps(nn.Sequential(layer))
+    assert torch.equal(copy.deepcopy(layer).weight, layer.weight)
 
 
 def test_a_class_put_around_it_stays():
@@ -124,22 +167,28 @@ def test_a_class_put_around_it_stays():
         assert (module.bias < 0).all()
 
 
-def test_a_look_up_of_attributes_of_its_own_is_asked():
-    class Asks(nn.Linear):
-        asked = 0
+@pytest.mark.parametrize("method", ["__getattr__", "__getattribute__"])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_look_up_of_attributes_of_its_own_is_asked(method, late):
+    asked = []
 
-        def __getattr__(self, name: str):
-            Asks.asked += name == "parametrizations"
-            return super().__getattr__(name)
+    def ask(self: nn.Module, name: str) -> object:
+        asked.append(name)
+        return getattr(super(mixin, self), method)(name)
 
-    layer = register_negative_diagonal(Asks(3, 3))
+    mixin = type("Asks", (), {method: ask})
+    cls = nn.Linear if late else type("Layer", (mixin, nn.Linear), {})
+    layer = register_negative_diagonal(cls(3, 3))
+    if late:
+        layer.__class__ = type("Mixed", (mixin, type(layer)), {})
     for _ in range(3):
-        before = Asks.asked
+        asked.clear()
         assert_negative(layer.weight.diagonal())
-        assert Asks.asked > before
+        assert "parametrizations" in asked
 
 
-def test_an_attribute_error_in_a_map_is_shown():
+@pytest.mark.parametrize("door", [register_negative_diagonal, bare])
+def test_an_attribute_error_in_a_map_is_shown(door):
     class Broken(NegExpDiagonal):
         broken = False
 
@@ -149,10 +198,25 @@ def test_an_attribute_error_in_a_map_is_shown():
         def inverse(self, d: Tensor) -> Tensor:
             return (-d).log()
 
-    layer = register_negative_diagonal(nn.Linear(3, 3), map=Broken)
+    layer = door(nn.Linear(3, 3), map=Broken)
     Broken.broken = True
     with pytest.raises(RuntimeError, match=r"weight: AttributeError: .*nonsense"):
         layer.weight  # noqa: B018
+
+
+def test_parts_of_containers_of_parameters_train():
+    tensors = {"a": -torch.eye(3), "b": -torch.eye(3)}
+    listed, named = nn.ParameterList(tensors.values()), nn.ParameterDict(tensors)
+    register_negative_diagonal(listed, "0")
+    register_negative_diagonal(named, "a")
+    for container, part in ((listed, listed[:1][0]), (named, named.copy()["a"])):
+        part.sum().backward()
+        assert next(container.parametrizations.parameters()).grad is not None
+    assert listed[0:2][1] is listed[1]
+    assert (named | {"c": 1})["c"] == 1
+
+
+# Neighbours and chains: other parametrizations of the same module.
 
 
 class Halved(nn.Module):
@@ -188,46 +252,45 @@ def test_other_tensors_are_cached_as_pytorch_does_it(register):
     assert not torch.equal(module.bias, module.bias)
 
 
-def chain(map: str = "clamp") -> nn.Sequential:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
-    register_negative_diagonal(model, "0.weight", map=map)
-    parametrize.register_parametrization(model[0], "weight", Half())
-    return model
+def half(module: nn.Module) -> nn.Module:
+    return parametrize.register_parametrization(module, "weight", Half())
 
 
-def test_a_chain_refuses_a_checkpoint_of_another_map_and_keeps_its_weight():
-    source, target = chain("exp"), chain("softplus")
-    with torch.no_grad():
-        source[1].weight.fill_(7.0)
+OTHERS = [half, *(getattr(parametrizations, f"{n}_norm") for n in ("weight", "spectral"))]
+OTHERS.append(parametrizations.orthogonal)
+every_other = pytest.mark.parametrize("other", OTHERS)
+
+
+def chain(other: Callable = parametrizations.weight_norm, map: str = "clamp") -> nn.Linear:
+    module = nn.Linear(3, 3)
+    other(module)
+    return register_negative_diagonal(module, map=map).eval()
+
+
+@every_other
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_chain_refuses_a_checkpoint_of_another_map_and_keeps_its_weight(other, assign):
+    source, target = (nn.Sequential(chain(other, m), nn.Linear(3, 3)) for m in ("exp", "softplus"))
     before = target[0].weight.clone()
     with pytest.raises(RuntimeError, match=r"0\.weight.*expected a checkpoint of softplus"):
-        target.load_state_dict(source.state_dict())
+        target.load_state_dict(source.state_dict(), assign=assign)
     assert torch.equal(target[0].weight, before)
-    assert (target[1].weight == 7).all(), "later layers are loaded as ever"
+    assert torch.equal(target[1].weight, source[1].weight), "later layers are loaded as ever"
 
 
-def test_a_chain_loads_what_was_written_before_registration():
-    module, plain = nn.Linear(3, 3), linear(-2.0)
-    parametrizations.weight_norm(module)
-    register_negative_diagonal(module)
+# Under spectral_norm, the vectors that are not in the checkpoint decide about the value.
+@pytest.mark.parametrize("other", [half, parametrizations.weight_norm, parametrizations.orthogonal])
+def test_a_chain_loads_what_was_written_before_registration(other):
+    module, plain = chain(other), linear(-1.0)
+    with torch.no_grad():
+        plain.weight.copy_(-torch.eye(3))  # which an orthogonal matrix can be
     module.load_state_dict(plain.state_dict(), strict=True)
     torch.testing.assert_close(module.weight, plain.weight)
 
 
-def test_a_chain_refuses_another_dtype():
-    module = nn.Linear(3, 3)
-    parametrizations.weight_norm(module)
-    register_negative_diagonal(module)
-    with pytest.raises(ValueError, match=r"weight: expected a tensor of torch\.float32"):
-        module.weight = -torch.eye(3, dtype=torch.float64)
-
-
 @pytest.mark.parametrize("context", [torch.no_grad, torch.enable_grad, torch.inference_mode])
 def test_what_a_chain_leaves_behind_can_be_trained(context):
-    module = nn.Linear(3, 3)
-    parametrizations.weight_norm(module)
-    register_negative_diagonal(module)
+    module = chain()
     with context():
         remove_negative_diagonal(module)
     assert isinstance(module.weight, nn.Parameter)
@@ -235,10 +298,18 @@ def test_what_a_chain_leaves_behind_can_be_trained(context):
     assert module.weight.grad is not None
 
 
-def test_an_assignment_that_stops_in_between_changes_nothing(monkeypatch):
+@every_other
+def test_a_chain_made_in_inference_mode_can_be_trained(other):
     module = nn.Linear(3, 3)
-    parametrizations.weight_norm(module)
-    register_negative_diagonal(module)
+    other(module)
+    with torch.inference_mode():
+        register_negative_diagonal(module)
+    module(torch.ones(1, 3)).sum().backward()
+    torch.optim.SGD(module.parameters(), lr=0.1).step()
+
+
+def test_an_assignment_that_stops_in_between_changes_nothing(monkeypatch):
+    module = chain()
     before, real, calls = module.weight.clone(), Tensor.copy_, []
 
     def stops(self: Tensor, *args: object) -> Tensor:
@@ -256,15 +327,94 @@ def test_an_assignment_that_stops_in_between_changes_nothing(monkeypatch):
     torch.testing.assert_close(module.weight, before)
 
 
-@pytest.mark.filterwarnings("ignore:Complex modules")
-@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
-def test_a_cast_to_complex_numbers_is_refused(dtype):
-    layer = register_negative_diagonal(nn.Linear(3, 3))
-    before = layer.weight.clone()
-    with pytest.raises(TypeError, match=r"weight: expected a cast to .* got torch.complex"):
-        layer.to(dtype)
-    assert torch.equal(layer.weight, before)
-    assert layer.double().half().weight.dtype == torch.float16
+# What is refused, with its reason, and changes nothing.
+
+
+def gru() -> nn.GRU:
+    return register_negative_diagonal(nn.GRU(3, 3), "weight_hh_l0")
+
+
+def sharing(make: Callable[[Tensor], Tensor], attribute: bool = False) -> nn.Module:
+    memory, module = torch.randn(8, 4), nn.Module()
+    module.one = nn.Parameter(memory[4:])
+    other = make(memory)
+    vars(module)["other"] = [other]
+    if not attribute:
+        del module.other
+        module.register_buffer("other", other)
+    return module
+
+
+def register_one(module: nn.Module) -> None:
+    register_negative_diagonal(module, "one")
+
+
+def to_complex(module: nn.Module) -> None:
+    module._apply(lambda tensor: tensor.to(torch.complex64))
+
+
+TIED = r"one: expected a tensor of its own, got one tied to other"
+REFUSED: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], object], str]] = {
+    "a part of its memory": (lambda: sharing(lambda m: m[3:6]), register_one, TIED),
+    "its bytes": (lambda: sharing(lambda m: m.view(torch.float64)[5:]), register_one, TIED),
+    "a view": (lambda: sharing(lambda m: m[5:], True), register_one, r"also keeps in self\.other"),
+    "another dtype in a chain": (
+        chain,
+        lambda m: setattr(m, "weight", -torch.eye(3, dtype=torch.float64)),
+        r"weight: expected a tensor of torch\.float32",
+    ),
+    "None in a recurrent layer": (
+        gru,
+        lambda m: setattr(m, "weight_hh_l0", None),
+        r"weight_hh_l0: expected a tensor, got NoneType",
+    ),
+    "a cast": (
+        lambda: register_negative_diagonal(nn.Linear(3, 3)),
+        to_complex,
+        r"weight: expected a cast to .* got torch\.complex",
+    ),
+    "a cast of a recurrent layer": (gru, to_complex, r"weight_hh_l0: expected a cast to"),
+    "script": (
+        lambda: bare(linear(-1.0)),
+        torch.jit.script,
+        r"expected a module without a negative diagonal",
+    ),
+    **{
+        f"{name} of {cls.__name__}": (
+            lambda cls=cls: cls(4, 2),
+            lambda m, name=name: register_negative_diagonal(m, name),
+            rf"{name}: expected blocks, as \d matrices",
+        )
+        for name, cls in (
+            ("weight_ih_l0", nn.LSTM),
+            ("weight_ih_l0", nn.GRU),
+            ("in_proj_weight", nn.MultiheadAttention),
+        )
+    },
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*", "ignore:Complex modules")
+@pytest.mark.parametrize("what", REFUSED)
+def test_it_is_refused_and_nothing_changes(what):
+    make, act, match = REFUSED[what]
+    module = make()
+    before = state_of(module)
+    with pytest.raises((TypeError, ValueError), match=match):
+        act(module)
+    assert state_of(module) == before
+
+
+def test_tensors_beside_each_other_in_one_memory_are_their_own():
+    for make in (lambda memory: memory[:4], lambda memory: memory.view(torch.float64)[:4]):
+        module = sharing(make)
+        before = module.other.clone()
+        register_one(module)
+        assert torch.equal(module.other, before)
+    columns, module = torch.randn(4, 8), nn.Module()
+    module.one, module.other = nn.Parameter(columns[:, :4]), nn.Parameter(columns[:, 4:])
+    register_one(module)
+    register_negative_diagonal(nn.LSTM(3, 4), "weight_ih_l0", dims=(0, 1))
 
 
 @pytest.mark.parametrize("block", [parametrize.cached, torch.no_grad])
@@ -276,10 +426,13 @@ def test_a_recurrent_layer_computes_nothing_with_a_value_that_was_refused(block)
     x = torch.ones(2, 1, 3)
     with torch.no_grad(), block():
         expected = layer.eval()(x)[0]
-        for bad in (5 * torch.eye(3).repeat(3, 1), torch.full((9, 3), torch.nan)):
-            with pytest.raises(ValueError, match=r"weight_hh_l0: expected"):
+        for bad in (5 * torch.eye(3).repeat(3, 1), torch.full((9, 3), torch.nan), None):
+            with pytest.raises((ValueError, TypeError), match=r"weight_hh_l0: expected"):
                 layer.weight_hh_l0 = bad
             assert torch.equal(layer(x)[0], expected)
+
+
+# Caches, profilers, checkpoints, resets, names and signatures.
 
 
 def test_freezing_within_a_cached_block_is_noticed():
@@ -294,7 +447,7 @@ def test_a_parametrization_that_is_added_within_a_cached_block_is_noticed():
     layer = register_negative_diagonal(nn.Linear(3, 3))
     with parametrize.cached():
         weight = layer.weight
-        parametrize.register_parametrization(layer, "weight", Half())
+        half(layer)
         assert torch.equal(layer.weight, weight / 2)
 
 
@@ -306,19 +459,59 @@ def test_what_a_profiler_leaves_on_the_list_is_no_original():
     init_(layer, "weight", nn.init.constant_, -2.0)
     layer.reset_parameters()
     assert_negative(layer.weight.diagonal())
+    layer.load_state_dict(linear(-1.0).state_dict(), strict=True)
 
 
-def test_a_module_that_writes_its_weight_by_itself_loads_its_own_checkpoint():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_module_that_writes_its_weight_by_itself_loads_its_own_checkpoint(dtype):
     class Writes(nn.Linear):
         def _save_to_state_dict(self, destination, prefix, keep_vars):
             for name in ("weight", "bias"):
-                tensor = getattr(self, name)
+                tensor = getattr(self, name).to(dtype)
                 destination[prefix + name] = tensor if keep_vars else tensor.detach()
 
-    layer = register_negative_diagonal(Writes(3, 3), map="exp")
-    other = register_negative_diagonal(Writes(3, 3), map="exp")
+    layer, other = (register_negative_diagonal(Writes(3, 3), map="exp") for _ in range(2))
     other.load_state_dict(layer.state_dict(), strict=True)
     assert torch.equal(other.weight, layer.weight)
+
+
+def test_a_reset_takes_and_returns_what_the_class_does():
+    class Resets(nn.Linear):
+        def reset_parameters(self, gain: float = 1.0) -> nn.Module:
+            nn.init.constant_(self.weight, -gain)
+            return self
+
+    layer = register_negative_diagonal(Resets(3, 3))
+    assert layer.reset_parameters(gain=2.0) is layer
+    assert (layer.weight == -2).all()
+
+
+@pytest.mark.parametrize("diagonal", [[-0.2] * 3, [-0.01 * i for i in range(1, 9)]])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_registering_says_so_if_it_moves_what_was_negative_throughout(diagonal, sign):
+    layer = nn.Linear(len(diagonal), len(diagonal))
+    value = torch.diag(torch.tensor(diagonal))
+    value[0, 0] *= sign  # as a default initialisation has positive entries, too
+    layer.weight = nn.Parameter(value)
+    found = pytest.warns(UserWarning, match=rf"weight: .*{len(diagonal)} set to -0\.501, as -\|d\|")
+    with found if sign > 0 else mock.MagicMock():
+        register_negative_diagonal(layer, margin=0.5)
+    assert torch.allclose(layer.weight.diagonal(), torch.tensor(-0.501))
+    register_negative_diagonal(linear(-0.2), margin=0.5, infeasible="reflect")
+
+
+def test_a_fused_weight_is_warned_of_with_the_remedy():
+    layer, norm = register_negative_diagonal(nn.Conv2d(3, 3, 1)).eval(), nn.BatchNorm2d(3).eval()
+    with torch.no_grad():
+        norm.weight.fill_(-1.0)
+    with pytest.warns(UserWarning, match=r"remove_negative_diagonal first"):
+        nn.utils.fuse_conv_bn_eval(layer, norm)
+
+
+def test_nothing_is_said_of_a_value_that_is_thrown_away():
+    layer, other = register_negative_diagonal(linear(-1.0)), linear(0.5)
+    parametrize.transfer_parametrizations_and_params(layer, other)
+    assert_same_bits(other.weight, layer.weight)
 
 
 def test_any_name_of_a_module_will_do():
@@ -333,40 +526,7 @@ def test_a_signature_takes_what_the_function_takes():
     mock.create_autospec(register_negative_diagonal)(nn.Linear(2, 2), **given)
 
 
-@pytest.mark.parametrize("make", [nn.LSTM, nn.GRU])
-def test_a_stack_of_matrices_must_say_where_they_are(make):
-    layer = make(3, 4)
-    with pytest.raises(ValueError, match=r"weight_ih_l0: expected blocks, as \d matrices"):
-        register_negative_diagonal(layer, "weight_ih_l0")
-    with pytest.raises(ValueError, match=r"in_proj_weight: expected blocks, as 3 matrices"):
-        register_negative_diagonal(nn.MultiheadAttention(4, 2), "in_proj_weight")
-    register_negative_diagonal(layer, "weight_ih_l0", dims=(0, 1))
-
-
-def test_tensors_that_share_a_part_of_their_memory_are_refused():
-    memory, module = torch.randn(24), nn.Module()
-    module.one = nn.Parameter(memory[:16].view(4, 4))
-    module.other = nn.Parameter(memory[8:].view(4, 4))
-    with pytest.raises(ValueError, match=r"one: expected a tensor of its own, got one tied to oth"):
-        register_negative_diagonal(module, "one")
-    module.other = nn.Parameter(memory[16:].view(4, 2))
-    register_negative_diagonal(module, "one")
-
-
-def test_columns_of_one_memory_are_tensors_of_their_own():
-    memory, module = torch.randn(4, 8), nn.Module()
-    module.left, module.right = nn.Parameter(memory[:, :4]), nn.Parameter(memory[:, 4:])
-    right = module.right.detach().clone()
-    register_negative_diagonal(module, "left")
-    assert torch.equal(module.right, right)
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
-def test_scripting_is_refused_however_it_was_registered():
-    layer = linear(-1.0)
-    parametrize.register_parametrization(layer, "weight", NegExpDiagonal())
-    with pytest.raises(TypeError, match=r"expected a module without a negative diagonal"):
-        torch.jit.script(layer)
+# Inference mode.
 
 
 @pytest.fixture(params=[False, True], ids=["data", "swap"])
@@ -375,10 +535,6 @@ def swap(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.__future__.set_swap_module_params_on_conversion(request.param)
     yield
     torch.__future__.set_swap_module_params_on_conversion(False)
-
-
-def bare(layer: nn.Module) -> None:
-    parametrize.register_parametrization(layer, "weight", ClampDiagonal())
 
 
 PLAIN = linear(-1.0).state_dict()
@@ -414,15 +570,6 @@ def test_what_a_cast_in_inference_mode_leaves_is_projected():
     layer(torch.ones(1, 3, dtype=torch.float64)).sum().neg().backward()
     torch.optim.SGD(layer.parameters(), lr=10.0).step()
     assert_negative(layer.parametrizations.weight.original.diagonal())
-
-
-def test_a_recurrent_layer_refuses_a_cast_before_anything_changes():
-    layer = register_negative_diagonal(nn.GRU(3, 3), "weight_hh_l0")
-    x = torch.ones(2, 1, 3)
-    expected = layer(x)[0]
-    with pytest.raises(TypeError, match=r"weight_hh_l0: expected a cast to"):
-        layer._apply(lambda tensor: tensor.to(torch.complex64))
-    assert torch.equal(layer(x)[0], expected)
 
 
 def test_a_transposed_weight_registered_in_inference_mode_can_be_trained():

@@ -34,6 +34,8 @@ FORMULAS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "subclass": lambda x, margin: -(margin + x.square() + 1e-6),
     "transform": lambda x, margin: -(margin + F.softplus(x)),
 }
+# What keeps its result, so that the lines it runs depend on the lives before.
+ONCE = ("own_class", "_install", "_warn_once", "watch")
 PACKAGE = str(Path(negdiag_param.__file__).parent)
 
 
@@ -93,6 +95,14 @@ class Slot:
             self.layer.diagonal(value).copy_(d / 2**self.halves)
         return value
 
+    def check_diagonal(self) -> None:
+        """Holds the diagonal of the value against the margin."""
+        if self.map:
+            d = self.layer.diagonal(self.value).double()
+            assert d.isfinite().all()
+            assert (d <= -self.margin / 2**self.halves).all()
+            assert self.halves or (d < 0).all()
+
     def check(self, originals: list[Tensor], value: Tensor) -> None:
         """Holds ``value`` against what the formulas make of ``originals``."""
         x, *others = originals
@@ -115,15 +125,18 @@ class Slot:
 @contextmanager
 def interrupted_before(line: int | None) -> Iterator[None]:
     """With a KeyboardInterrupt before the n-th line that the package runs, unless that is None."""
-    left = line or 0
+    left, paused = line or 0, False
 
     def watch(frame: Any, event: str, _: object) -> Any:
-        nonlocal left
+        nonlocal left, paused
         if not frame.f_code.co_filename.startswith(PACKAGE):
             return None
-        left -= event == "line"
-        if left == 0 and event == "line":
-            raise KeyboardInterrupt
+        if frame.f_code.co_name in ONCE:
+            paused = event != "return"
+        elif event == "line" and not paused:
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
         return watch
 
     outer = sys.gettrace()
