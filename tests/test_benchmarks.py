@@ -11,14 +11,12 @@ import torch
 
 from tests.benchmarks import _study as study
 from tests.benchmarks import endurance, overhead, training
+from tests.benchmarks._measure import Job, Meter, Table, peak_bytes
 from tests.benchmarks._problems import regressions, single_entries
-from tests.benchmarks._profile import peak_bytes
-from tests.benchmarks._report import Table
 from tests.benchmarks._rivals import FLOOR, RIVALS, clamp_, only_clones
-from tests.benchmarks._sections import conv, linear
 from tests.benchmarks._steps import Score, steps_to_stay
-from tests.benchmarks._timing import Job, Meter
 from tests.benchmarks._ways import CANDIDATES, CLAMP, WAYS, Way, diagonal, weights
+from tests.benchmarks.overhead import conv, linear
 from tests.support.tables import BUILT_IN as MAPS
 
 TINY = overhead.Effort(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from negdiag_param import register_negative_diagonal
-from tests.benchmarks._timing import Job, cleared
+from tests.benchmarks._measure import Job, cleared
 
 Constrain = Callable[[Tensor], Tensor]
 

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from tests.benchmarks._measure import Table
 from tests.benchmarks._problems import (
     fitted_rates,
     joined,
@@ -15,7 +16,6 @@ from tests.benchmarks._problems import (
     regressions,
     single_entries,
 )
-from tests.benchmarks._report import Table
 from tests.benchmarks._steps import (
     Score,
     mean,

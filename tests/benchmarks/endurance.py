@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from tests.benchmarks._report import Table, tell
+from tests.benchmarks._measure import Table, tell
 from tests.benchmarks._steps import START, optimizers, there_and_back
 from tests.benchmarks._ways import CLAMP
 from tests.support.tables import BUILT_IN as MAPS

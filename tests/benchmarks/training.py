@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from tests.benchmarks import _study
-from tests.benchmarks._report import Table, tell
+from tests.benchmarks._measure import Table, tell
 
 QUICK = _study.Effort(
     sizes=(8,), count=1, budget=40, tried=(0.01, 0.03, 0.1), settle=40, force=40, recurrent=2

@@ -1,6 +1,6 @@
 """What goes wrong on one rank alone goes wrong on all, and nothing has changed anywhere."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 
@@ -93,54 +93,50 @@ REASONS = {
 }
 
 
-# A model, and what an error says if it is not only that the last rank failed; then it fails.
-Row = Iterator[tuple[nn.Module, str | None]]
+# A model, what fails, and what the error says if it is not only that the last rank failed.
+Row = tuple[nn.Module, Callable[[], object], str | None]
 
 
-def row(
-    make: Callable[[], nn.Module], fail: Callable[[nn.Module], object], message: str | None = None
-) -> Row:
+def row(make: Callable, fail: Callable[[nn.Module], object], message: str | None = None) -> Row:
     model = make()
-    yield model, message
-    fail(model)
+    return model, partial(fail, model), message
 
 
 def there(reason: str) -> Row:
     bad, options, message = REASONS[reason]
     model = cut()
     spoil(model[2].weight, bad)
-    yield model, rf"2\.weight: .*({message}).* on rank 1"
-    register(model, **options)
+    return model, partial(register, model, **options), rf"2\.weight: .*({message}).* on rank 1"
 
 
 def given(kind: str, call: str, reason: str) -> Row:
     bad, options, message = REASONS[reason]
     model = cut(kind, **{"map": "exp", **options})
     value = spoiled(model[0].parametrizations.weight.original, bad)
-    yield model, message if call == "init_" else f"({message}).* rank 1"
-    if call == "assign":
-        model[0].weight = value
-    elif call == "load":
-        model.load_state_dict({**plain_state_dict(model), "0.weight": value})
-    else:  # the first rank's counts
-        init_(model, "*.weight", nn.init.constant_, bad if dist.get_rank() == 0 else -1.0)
+    first = bad if dist.get_rank() == 0 else -1.0  # whose draw counts
+    fail = {
+        "assign": lambda: setattr(model[0], "weight", value),
+        "load": lambda: model.load_state_dict({**plain_state_dict(model), "0.weight": value}),
+        "init_": lambda: init_(model, "*.weight", nn.init.constant_, first),
+    }[call]
+    return model, fail, message if call == "init_" else f"({message}).* rank 1"
 
 
 def bare(cls: type[NegativeDiagonal], way: str) -> Row:
     """The class, PyTorch's way."""
     model = cut()
+    register = partial(parametrize.register_parametrization, model[0], "weight")
     if way == "assigned":
-        parametrize.register_parametrization(model[0], "weight", cls(infeasible="reflect"))
+        register(cls(infeasible="reflect"))
     value = spoiled(model[0].weight)
     if way == "registered":
         spoil(model[0].weight)
-    yield model, None
-    if way == "assigned":
-        model[0].weight = value
-    elif way == "registered":
-        parametrize.register_parametrization(model[0], "weight", cls())
-    else:
-        cls().right_inverse(value)
+    fail = {
+        "assigned": lambda: setattr(model[0], "weight", value),
+        "registered": lambda: register(cls()),
+        "inverted": lambda: cls().right_inverse(value),
+    }[way]
+    return model, fail, None
 
 
 def uneven() -> nn.Module:
@@ -227,13 +223,12 @@ def contents(model: nn.Module) -> list[object]:
 @pytest.mark.parametrize(("name", "way"), [(name, way) for name in ROWS for way in ROWS[name]])
 @on(2)
 def test_all_ranks_raise_and_none_has_changed(name: str, way: str) -> None:
-    found = ROWS[name][way]()
-    model, message = next(found)
+    model, fail, message = ROWS[name][way]()
     before = contents(model)
     if message is None:
         message = "" if is_last() else "rank 1"
     with pytest.raises((ValueError, RuntimeError), match=f"(?s){message}"):
-        next(found)
+        fail()
     after = contents(model)
     assert after[:3] == before[:3]
     assert_exactly(after[3], before[3])
