@@ -3,6 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Iterator
+from itertools import takewhile
 from types import FrameType
 from typing import Any
 
@@ -15,12 +16,9 @@ _LOADS = "torch.distributed.checkpoint.state_dict"
 
 def warn_user(message: str) -> None:
     """Warns at the user's line, however many of our frames and PyTorch's lie in between."""
-    level = 1
-    for name, _ in _callers():
-        level += 1
-        if name.partition(".")[0] not in _PASSED_BY:
-            break
-    warnings.warn(message, UserWarning, stacklevel=level)
+    names = (name.partition(".")[0] for name, _ in _callers())
+    passed = sum(1 for _ in takewhile(_PASSED_BY.__contains__, names))
+    warnings.warn(message, UserWarning, stacklevel=passed + 2)
 
 
 def is_substituting() -> bool:
@@ -39,14 +37,17 @@ def is_distributing() -> bool:
 
 def canonical_state() -> dict[str, Any]:
     """What ``set_model_state_dict`` loads, if it does; its names leave out those of wrappers."""
-    states = (frame.f_locals.get("state_dict") for name, frame in _callers() if name == _LOADS)
-    return next((state for state in states if isinstance(state, dict)), {})
+    return next((state for state in _loading("state_dict") if isinstance(state, dict)), {})
 
 
 def is_broadcasting() -> bool:
     """Whether all ranks are in ``set_model_state_dict`` with the checkpoint of the first one."""
-    options = (frame.f_locals.get("options") for name, frame in _callers() if name == _LOADS)
-    return any(getattr(each, "broadcast_from_rank0", False) for each in options)
+    return any(getattr(each, "broadcast_from_rank0", False) for each in _loading("options"))
+
+
+def _loading(variable: str) -> Iterator[Any]:
+    """The values of a variable in the functions of ``set_model_state_dict`` that have called."""
+    return (frame.f_locals.get(variable) for name, frame in _callers() if name == _LOADS)
 
 
 def _callers() -> Iterator[tuple[str, FrameType]]:
