@@ -47,14 +47,17 @@ def is_copying() -> bool:
 
 def canonical_state() -> dict[str, Any]:
     """What ``set_model_state_dict`` loads, if it does; its names leave out those of wrappers."""
-    states = (frame.f_locals.get("state_dict") for name, frame in _callers() if name == _LOADS)
-    return next((state for state in states if isinstance(state, dict)), {})
+    return next((state for state in _loading("state_dict") if isinstance(state, dict)), {})
 
 
 def is_broadcasting() -> bool:
     """Whether all ranks are in ``set_model_state_dict`` with the checkpoint of the first one."""
-    options = (frame.f_locals.get("options") for name, frame in _callers() if name == _LOADS)
-    return any(getattr(each, "broadcast_from_rank0", False) for each in options)
+    return any(getattr(each, "broadcast_from_rank0", False) for each in _loading("options"))
+
+
+def _loading(variable: str) -> Iterator[Any]:
+    """The values of a variable in the functions of ``set_model_state_dict`` that have called."""
+    return (frame.f_locals.get(variable) for name, frame in _callers() if name == _LOADS)
 
 
 def _asking() -> str:

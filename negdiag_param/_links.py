@@ -21,14 +21,10 @@ class Links(Generic[M]):
         self._refs = [ref(module) for module in modules]
 
     def __iter__(self) -> Iterator[M]:
-        return iter([module for module in (found() for found in self._refs) if module is not None])
+        return (module for found in self._refs if (module := found()) is not None)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return type(self)(memo[id(module)] for module in self if id(module) in memo)
 
     def __reduce__(self) -> tuple[type[Self], tuple[list[M]]]:
         return type(self), (list(self),)
-
-    def add(self, module: M) -> None:
-        """Adds a link; those to modules that are gone are dropped."""
-        self._refs = [ref(each) for each in (*self, module)]

@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterable, MutableMapping
+from collections.abc import Callable, Collection, MutableMapping
 from contextlib import suppress
 from functools import lru_cache
 from itertools import count
@@ -69,34 +69,28 @@ def own_buffers(module: nn.Module) -> dict[str, Tensor | None]:
     return module._buffers
 
 
-class ChecksCasts(nn.Module):
-    """A module that is asked before a cast of the module that contains it changes anything."""
-
-    def check_cast(self, dtype: torch.dtype) -> None:
-        """Raises an error if the tensors beside this module cannot have the dtype."""
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        _check_cast(fn, [self])
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-
-
-def checking_casts(cls: type[nn.Module]) -> dict[str, Callable[..., Any]]:
+def checking_casts(cls: type[nn.Module]) -> dict[str, Any]:
     """The method that casts a module, which asks first: RNNs change before their parts refuse."""
 
     def _apply(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        _check_cast(fn, self.modules())
+        dtype = torch.float32
+        with suppress(Exception):  # of a function that takes other tensors only
+            dtype = fn(torch.zeros((), device="cpu")).dtype
+        for module in self.modules():
+            if isinstance(module, ChecksCasts):
+                module.check_cast(dtype)
         return cls._apply(self, fn, recurse)
 
     return {"_apply": _apply}
 
 
-def _check_cast(fn: Callable[[Tensor], Tensor], modules: Iterable[nn.Module]) -> None:
-    dtype = torch.float32
-    with suppress(Exception):  # of a function that takes other tensors only
-        dtype = fn(torch.zeros((), device="cpu")).dtype
-    for module in modules:
-        if isinstance(module, ChecksCasts):
-            module.check_cast(dtype)
+class ChecksCasts(nn.Module):
+    """A module that is asked before a cast of the module that contains it changes anything."""
+
+    _apply = checking_casts(nn.Module)["_apply"]
+
+    def check_cast(self, dtype: torch.dtype) -> None:
+        """Raises an error if the tensors beside this module cannot have the dtype."""
 
 
 def non_persistent_buffers(module: nn.Module) -> set[str]:
@@ -133,8 +127,7 @@ def has_values(tensor: Tensor) -> bool:
 
 def version(tensor: Tensor) -> int:
     """How often ``tensor`` was written in place. If unknown: another number each time."""
-    consequence = "weights are computed anew instead of cached"
-    found = _read(tensor, "_version", None, consequence)
+    found = _read(tensor, "_version", None, "weights are computed anew instead of cached")
     return next(_UNKNOWN_VERSIONS) if found is None else found
 
 

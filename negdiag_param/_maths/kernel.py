@@ -42,7 +42,7 @@ def constrain(
         project_(weight, diagonal, strict)
     else:
         entries = diagonal.view(weight)
-        entries.copy_(strict.value(entries))
+        entries.copy_(strict.wide_value(entries))
     return weight
 
 
@@ -54,7 +54,7 @@ def project_(tensor: Tensor, diagonal: Diagonal, strict: StrictMap) -> None:
 
 def mapped(entries: Tensor, strict: StrictMap) -> Tensor:
     """The mapped values of the diagonal entries alone, differentiable to any order."""
-    if not (strict.has_slope and _learns(entries)):
+    if torch.onnx.is_in_onnx_export() or not strict.has_slope:
         return strict.value(entries)
     # Straight-through: the strict value, with the derivatives of the smooth function.
     smooth = strict.smooth(entries)
@@ -88,7 +88,7 @@ def _chained(
     def lowered(entries: Tensor) -> Tensor:
         smooth = widened(entries) - sizes
         value = below(entries.detach(), sizes.detach() * up, limits)
-        if not _learns(smooth):
+        if torch.onnx.is_in_onnx_export():
             return value
         # Where sums overflow, infinity less itself.
         return value + (smooth - smooth.detach()).nan_to_num(0.0).to(entries.dtype)
@@ -101,11 +101,6 @@ def _replaced(tensor: Tensor, diagonal: Diagonal, value: Callable[[Tensor], Tens
     if exports():
         return diagonal.exported(tensor, value)
     return diagonal.scattered(tensor, value(diagonal.view(tensor)))
-
-
-def _learns(tensor: Tensor) -> bool:
-    """Whether derivatives may be wanted, which are left out of a model that is exported."""
-    return not exports() or (tensor.requires_grad and not torch.onnx.is_in_onnx_export())
 
 
 class _Fused(torch.autograd.Function):

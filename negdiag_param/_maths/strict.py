@@ -33,7 +33,10 @@ class ScalarMap(ABC):
 
     @abstractmethod
     def value(self, x: Tensor, limits: Limits) -> Tensor:
-        """The mapped value, which may still overflow ``limits``, differentiable by autograd."""
+        """The mapped value, which may still overflow ``limits``.
+
+        It has to be differentiable by autograd only if the map does not come with a slope.
+        """
 
     def inverse(self, value: Tensor, limits: Limits) -> Tensor | None:
         """An ``x`` that maps to the feasible ``value``; None if it has to be searched for."""
@@ -71,9 +74,13 @@ class StrictMap:
 
     def value(self, original: Tensor) -> Tensor:
         """The mapped entries, differentiable by autograd."""
+        return self.wide_value(original).to(original.dtype)
+
+    def wide_value(self, original: Tensor) -> Tensor:
+        """The mapped entries in the dtype that arithmetic runs in."""
         limits = self.limits(original.dtype)
         value = self.scalar_map.value(widened(original), limits)
-        return value.clamp(limits.lowest, limits.bound).to(original.dtype)
+        return value.clamp(limits.lowest, limits.bound)
 
     def value_and_slope(self, original: Tensor) -> tuple[Tensor, Tensor]:
         """The mapped entries and the derivatives, in the dtype that arithmetic runs in."""

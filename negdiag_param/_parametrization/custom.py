@@ -27,7 +27,7 @@ class OwnMap(ScalarMap):
 
     def value(self, x: Tensor, limits: Limits) -> Tensor:
         image: Tensor = self._functions.map(x)
-        return image - limits.margin
+        return image - limits.margin if limits.margin else image
 
     def inverse(self, value: Tensor, limits: Limits) -> Tensor:
         """A finite ``x`` that maps to the feasible ``value``."""
@@ -73,11 +73,10 @@ class OwnMap(ScalarMap):
 
     def _check_within_reach(self, value: Tensor, limits: Limits) -> None:
         """Refuses values that a bounded map, such as a scaled sigmoid, does not reach."""
-        ends = [self._functions.map(torch.full_like(value, x)) for x in (-_FAR, _FAR)]
-        lowest, highest = torch.minimum(*ends), torch.maximum(*ends)
-        beyond = (value < lowest) | (value > highest)
+        ends = torch.stack([self._functions.map(torch.full_like(value, x)) for x in (-_FAR, _FAR)])
+        beyond = (value < ends.amin(0)) | (value > ends.amax(0))
         if beyond.any():
-            low, high, found = (t[beyond] - limits.margin for t in (lowest, highest, value))
+            low, high, found = (t[beyond] - limits.margin for t in (*ends.sort(0).values, value))
             raise ValueError(
                 f"expected a diagonal between {low.min().item():.6g} and {high.max().item():.6g}, "
                 f"which is what {self.name} reaches, got {len(found)} of {value.numel()} entries "

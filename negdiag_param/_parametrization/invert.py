@@ -1,16 +1,16 @@
 """Computes an original that gives a weight."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from negdiag_param._maths.diagonal import Diagonal
 from negdiag_param._maths.dominance import Dominance
 from negdiag_param._maths.feasible import Infeasible, Sizes, Verdict, feasible, judge
-from negdiag_param._maths.limits import FLOAT_DTYPES, Limits
+from negdiag_param._maths.limits import FLOAT_DTYPES
 from negdiag_param._maths.strict import StrictMap
 from negdiag_param._private import has_values
 from negdiag_param._ranks import agreement, shards
@@ -25,7 +25,7 @@ def dense(tensor: object) -> Tensor:
     """``tensor``, if it is a dense tensor with entries that can be read."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"expected a tensor, got {type(tensor).__name__}")
-    if is_lazy(tensor):
+    if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
         raise TypeError(
             f"expected an initialized tensor, got {type(tensor).__name__}; "
             f"run the lazy module once first"
@@ -47,12 +47,12 @@ def check(
     tensor = dense(tensor)
     if tensor.dtype not in FLOAT_DTYPES:
         raise TypeError(f"expected float16, bfloat16, float32 or float64, got {summary(tensor)}")
-    misfit = diagonal.misfit(tensor.shape)
-    if dominance and not misfit:
-        misfit = dominance.misfit(diagonal, tensor.shape)
-    if misfit:
-        raise ValueError(f"{misfit}; got {summary(tensor)}")
-    with _about(tensor):
+    with described(after=f"; got {summary(tensor)}"):
+        misfit = diagonal.misfit(tensor.shape)
+        if dominance and not misfit:
+            misfit = dominance.misfit(diagonal, tensor.shape)
+        if misfit:
+            raise ValueError(misfit)
         strict.limits(tensor.dtype)
     shards.parts(tensor, diagonal, dominance)
 
@@ -84,63 +84,46 @@ def inverted(
         if dominance and dominance.kind == "scaled":
             for part, place in parts or [(original, diagonal)]:
                 dominance = dominance.scaled(part, place, limits)
-        held = [_Held(*part, limits, dominance) for part in parts]
-        verdict = sum((each.verdict for each in held), Verdict())
+        kind = dominance.kind if dominance else ""
+        held: list[tuple[Tensor, Sizes]] = []
+        for part, place in parts:
+            entries = place.view(part)
+            sizes = dominance.sizes(part, place) if dominance else Sizes.nothing(entries)
+            verdict += judge(entries, sizes, limits, kind, place.offset)
+            held.append((entries, sizes))
         try:
             verdict.warning(limits, infeasible)
-            for each in held:
-                each.invert(strict)
+            for entries, sizes in held:
+                value = feasible(entries, sizes, limits, kind)
+                entries.copy_(strict.inverse(value, sizes.up if kind else None))
         except Exception as error:
             reason = error
     # All ranks come here, also those that cannot go on.
     verdict, failed = agreement.agreed(verdict, bool(misfit or reason), weight)
     if misfit:
         raise misfit
-    with _about(weight, f" on rank {failed}" if shards.is_sharded(weight) else ""):
-        limits = strict.limits(weight.dtype)
+    where = f" on rank {failed}" if shards.is_sharded(weight) else ""
+    with described(after=f"{where}; got {summary(weight)}"):
         warning = verdict.warning(limits, infeasible)
         if failed is not None:
             raise reason or ValueError("expected a diagonal that all ranks can invert, got none")
     changes = f"{warning}, {summary(weight)}; {verdict.changes(limits)}"
-    eta = dominance.eta if dominance else None
-    return original, changes if warning else None, eta
+    return original, changes if warning else None, dominance.eta if dominance else None
 
 
-class _Held:
-    """The diagonal entries in a part of a tensor, and what is wrong with them."""
-
-    def __init__(
-        self, part: Tensor, diagonal: Diagonal, limits: Limits, dominance: Dominance | None
-    ) -> None:
-        self.entries, self.limits = diagonal.view(part), limits
-        self.kind = dominance.kind if dominance else ""
-        nothing = Sizes.nothing(self.entries)
-        self.sizes = dominance.sizes(part, diagonal) if dominance else nothing
-        self.verdict = judge(self.entries, self.sizes, limits, self.kind, diagonal.offset)
-
-    def invert(self, strict: StrictMap) -> None:
-        """Turns the entries into originals, which they stand for from then on."""
-        value = feasible(self.entries, self.sizes, self.limits, self.kind)
-        self.entries.copy_(strict.inverse(value, self.sizes.up if self.kind else None))
+def named(name: str) -> AbstractContextManager[None]:
+    """Begins errors with the name of the tensor."""
+    return described(before=f"{name}: ")
 
 
 @contextmanager
-def named(name: str) -> Iterator[None]:
-    """Prefixes errors with the name of the tensor."""
+def described(before: str = "", after: str = "") -> Iterator[None]:
+    """Adds to errors what they are about."""
     try:
         yield
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{name}: {error}") from error
-
-
-@contextmanager
-def _about(weight: Tensor, where: str = "") -> Iterator[None]:
-    """Says in an error which tensor it is about, and where."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{error}{where}; got {summary(weight)}") from error
+        raise kind(f"{before}{error}{after}") from error
 
 
 def _memory_format(tensor: Tensor) -> torch.memory_format:

@@ -1,8 +1,4 @@
-"""The ready maps: for each, the formula with its derivative, and the class that users see.
-
-``value`` is the map itself, ``value_and_slope`` the map with its first derivative, and ``smooth`` a
-function that has all derivatives of the map and no overflow of its own.
-"""
+"""The ready maps: for each, the formula with its derivative, and the class that users see."""
 
 from math import log, sqrt
 
@@ -14,7 +10,7 @@ from typing_extensions import Unpack
 from negdiag_param import _private
 from negdiag_param._maths.limits import Limits
 from negdiag_param._maths.strict import ScalarMap
-from negdiag_param._parametrization.options import OptionsDict, checked_constant, options_shown
+from negdiag_param._parametrization.options import OptionsDict, checked_number, options_shown
 from negdiag_param._parametrization.parametrization import NegativeDiagonal
 
 
@@ -23,16 +19,15 @@ class _Clamp(ScalarMap):
     is_projection = True
 
     def value(self, x: Tensor, limits: Limits) -> Tensor:
-        return x.clamp(max=limits.bound)
+        return x  # which StrictMap clamps
+
+    smooth = value  # also beyond the bound, where an entry would be stuck otherwise
 
     def inverse(self, value: Tensor, limits: Limits) -> Tensor:
         return value.clamp(max=limits.bound)
 
     def highest(self, limits: Limits) -> float:
         return limits.bound
-
-    def smooth(self, x: Tensor, limits: Limits) -> Tensor:
-        return x  # also beyond the bound, where an entry would be stuck otherwise
 
 
 class ClampDiagonal(NegativeDiagonal):
@@ -41,28 +36,22 @@ class ClampDiagonal(NegativeDiagonal):
     .. math::
         W_{ii} = \min(X_{ii}, -\text{margin})
 
-    In plain words: the original is the weight itself. What a step moves beyond the boundary is set
-    to it right after the step, by every :class:`torch.optim.Optimizer`: projected gradient
-    descent, so training, weight decay, averages and checkpoints are those of a plain layer that is
-    clamped after each step, bit for bit. In addition the weight is clamped at every reading, so
-    nobody ever sees an infeasible one. Without a margin the boundary is the negative number
-    closest to zero that is not subnormal.
+    In plain words: the original is the weight itself. What a step of any
+    :class:`torch.optim.Optimizer` moves beyond the boundary is set to it right after the step:
+    projected gradient descent. Training, weight decay, averages and checkpoints are those of a
+    plain layer that is clamped after each step, bit for bit. Without a margin the boundary is the
+    negative number closest to zero that is not subnormal.
 
-    The slope counts as 1 for every original (a straight-through estimator), so an entry at or
-    beyond the boundary moves as any other. Where no optimizer of PyTorch steps (``p -= lr *
-    p.grad`` by hand, optimizers on ``torch.func`` tensors, master weights kept elsewhere), the
-    original is not set to the boundary: the weight is feasible all the same, but an original that
-    has gone far beyond takes as many steps back.
+    The weight is clamped at every reading as well, with the slope 1 for every original (a
+    straight-through estimator). Where no optimizer of PyTorch steps (``p -= lr * p.grad`` by hand,
+    optimizers on ``torch.func`` tensors, master weights kept elsewhere), the weight is feasible all
+    the same, but an original that has gone far beyond the boundary takes as many steps back.
 
     Shape, initial value, Args and Raises: see :class:`NegativeDiagonal`.
 
     Example:
         >>> layer = register_negative_diagonal(nn.Linear(2, 2), map=ClampDiagonal, margin=0.5)
         >>> layer.weight = torch.tensor([[-1.0, 5.0], [6.0, -2.0]])
-        >>> layer.parametrizations.weight.original
-        Parameter containing:
-        tensor([[-1.,  5.],
-                [ 6., -2.]], requires_grad=True)
         >>> optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
         >>> (-layer.weight.diagonal()).sum().backward()
         >>> optimizer.step()  # by 1 upwards
@@ -82,18 +71,15 @@ class _Exp(ScalarMap):
     def value(self, x: Tensor, limits: Limits) -> Tensor:
         return lowered(x.exp().neg(), limits)
 
-    def smooth(self, x: Tensor, limits: Limits) -> Tensor:
-        # Beyond the steepest slope the map goes on as a straight line. Only the slope of that
-        # line counts; its value, which could overflow, is taken out.
-        corner = log(limits.steepest)
-        beyond = (x - corner).relu()
-        return -x.clamp(max=corner).exp() - limits.steepest * (beyond - beyond.detach())
-
     def value_and_slope(self, x: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
         # The slope is not value + margin, which is inexact where the margin is the larger part.
         value = x.exp().neg_()
         slope = value.clamp(min=-limits.steepest)
         return lowered(value, limits), slope
+
+    def smooth(self, x: Tensor, limits: Limits) -> Tensor:
+        corner = log(limits.steepest)
+        return -x.clamp(max=corner).exp() - limits.steepest * beyond(x, corner)
 
 
 class NegExpDiagonal(NegativeDiagonal):
@@ -130,31 +116,32 @@ class _Softplus(ScalarMap):
     def value(self, x: Tensor, limits: Limits) -> Tensor:
         if _private.is_exporting() or torch.onnx.is_in_onnx_export():
             # ONNX has an exact softplus, but no log1p.
-            value = F.softplus(x, self.beta, _STRAIGHT).neg()
-        else:
-            value = self._minus_softplus(x)
-        return lowered(value, limits)
-
-    def smooth(self, x: Tensor, limits: Limits) -> Tensor:
-        # log(1 + exp(x)) = max(x, 0) + log(1 + exp(-|x|)), where no derivative overflows
-        return -x.relu() - F.softplus(minus_abs(x), self.beta)
+            return lowered(F.softplus(x, self.beta, _STRAIGHT).neg(), limits)
+        return lowered(self._minus_softplus(x), limits)
 
     def value_and_slope(self, x: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
         value = self._minus_softplus(x)
         if torch.compiler.is_compiling():  # inductor's expm1 cancels near zero
             # -sigmoid(x) = -1 / (1 + exp(-x)) = -exp(x) / (1 + exp(x)): on either side the one
             # where nothing overflows or cancels
-            z = (self.beta * minus_abs(x)).exp()
+            z = (-self.beta * x.abs()).exp()
             slope = -torch.where(x > 0, 1.0, z) / (1.0 + z)
         else:
             # -sigmoid(x) = 1 / (1 + exp(x)) - 1 = exp(-softplus(x)) - 1, in a single pass
             slope = (value if self.beta == 1 else value * self.beta).expm1()
         return lowered(value, limits), slope
 
+    def smooth(self, x: Tensor, limits: Limits) -> Tensor:
+        # log(1 + exp(x)) = max(x, 0) + log(1 + exp(-|x|)): no derivative overflows. At zero, where
+        # max(x, 0) has the slope 0, -|x| has the slope 1.
+        return -x.relu() - F.softplus(torch.where(x > 0, -x, x), self.beta)
+
     def _minus_softplus(self, x: Tensor) -> Tensor:
+        curved = x.clamp_max(_STRAIGHT / self.beta)
         if self.beta == 1:
-            return torch.maximum(x.clamp_max(_STRAIGHT).exp().log1p(), x).neg()
-        curved = (self.beta * x).clamp_max(_STRAIGHT).exp().log1p() / self.beta
+            curved = curved.exp().log1p()
+        else:
+            curved = (self.beta * curved).exp().log1p() / self.beta
         return torch.maximum(curved, x).neg()
 
 
@@ -194,7 +181,9 @@ class NegSoftplusDiagonal(NegativeDiagonal):
     def __init__(
         self, margin: float = 0.0, *, beta: float = 1.0, **options: Unpack[OptionsDict]
     ) -> None:
-        self.scalar_map = _Softplus(checked_constant("beta", beta))
+        self.scalar_map = _Softplus(
+            checked_number("beta", beta, 1e-6, 1e6, "a number between 1e-6 and 1e6")
+        )
         super().__init__(margin, **options)
 
 
@@ -202,26 +191,23 @@ class _Square(ScalarMap):
     name = "square"
 
     def value(self, x: Tensor, limits: Limits) -> Tensor:
-        a = -minus_abs(x) if x.requires_grad else x.abs()
-        return lowered(torch.rsub(a, -_LEAST) * a, limits)
+        size = x.abs()
+        return lowered(torch.rsub(size, -_LEAST) * size, limits)
+
+    def value_and_slope(self, x: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
+        size = x.abs()
+        factor = torch.rsub(size, -_LEAST)
+        slope = (factor - size).clamp_(min=-_LEAST - 2.0 * _corner(limits))
+        # 0.0 - x is 0.0 at either zero, not -0.0.
+        return lowered(factor.mul_(size), limits), slope.copysign_(0.0 - x)
+
+    def smooth(self, x: Tensor, limits: Limits) -> Tensor:
+        size, corner = torch.where(x > 0, x, -x), _corner(limits)  # at zero with the slope -1
+        near = size.clamp(max=corner)
+        return torch.rsub(near, -_LEAST) * near - (_LEAST + 2.0 * corner) * beyond(size, corner)
 
     def highest(self, limits: Limits) -> float:
         return 0.0
-
-    def smooth(self, x: Tensor, limits: Limits) -> Tensor:
-        # Beyond the corner the map goes on as a straight line, of which only the slope counts.
-        corner = _corner(limits)
-        below = minus_abs(x)
-        beyond = (below + corner).clamp(max=0.0)
-        a = -below.clamp(min=-corner)
-        line = (2.0 * corner + _LEAST) * (beyond - beyond.detach())
-        return torch.rsub(a, -_LEAST) * a + line
-
-    def value_and_slope(self, x: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
-        a = x.abs()
-        value = torch.rsub(a, -_LEAST).mul_(a)
-        slope = a.clamp_(max=_corner(limits)).mul_(2.0).add_(_LEAST)
-        return lowered(value, limits), slope.copysign_(0.0 - x)  # 0.0, not -0.0, at either zero
 
 
 # The slope at x = 0, so that no entry ever gets stuck there.
@@ -261,9 +247,14 @@ class _SignFlip(ScalarMap):
     name = "sign_flip"
 
     def value(self, x: Tensor, limits: Limits) -> Tensor:
-        if not limits.margin:
-            return x.abs().neg()
-        return torch.where(x > limits.bound, -2.0 * limits.margin - x, x)
+        return torch.minimum(x, _mirrored(x, limits))
+
+    def value_and_slope(self, x: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
+        mirrored = _mirrored(x, limits)
+        return torch.minimum(x, mirrored), _side(x, mirrored)
+
+    def smooth(self, x: Tensor, limits: Limits) -> Tensor:
+        return x * _side(x, _mirrored(x.detach(), limits))
 
     def inverse(self, value: Tensor, limits: Limits) -> Tensor:
         return value
@@ -271,16 +262,14 @@ class _SignFlip(ScalarMap):
     def highest(self, limits: Limits) -> float:
         return limits.bound
 
-    def value_and_slope(self, x: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
-        return self.value(x, limits), torch.where(self._is_reflected(x, limits), -1.0, 1.0)
 
-    def smooth(self, x: Tensor, limits: Limits) -> Tensor:
-        return torch.where(self._is_reflected(x, limits), -x, x)
+def _mirrored(x: Tensor, limits: Limits) -> Tensor:
+    return -2.0 * limits.margin - x if limits.margin else -x
 
-    @staticmethod
-    def _is_reflected(x: Tensor, limits: Limits) -> Tensor:
-        # The corner itself has the slope of the feasible side: there an entry is never stuck.
-        return x > (limits.bound if limits.margin else 0.0)
+
+def _side(x: Tensor, mirrored: Tensor) -> Tensor:
+    # The corner itself has the slope of the feasible side: there an entry is never stuck.
+    return torch.where(x > mirrored, -1.0, 1.0)
 
 
 class SignFlipDiagonal(NegativeDiagonal):
@@ -314,9 +303,13 @@ def lowered(value: Tensor, limits: Limits) -> Tensor:
     return value - limits.margin if limits.margin else value
 
 
-def minus_abs(x: Tensor) -> Tensor:
-    """``-|x|``, with the derivative 1 at zero, that of its left side."""
-    return torch.where(x > 0, -x, x)
+def beyond(x: Tensor, corner: float) -> Tensor:
+    """Zero, with the slope 1 beyond the corner, where a map goes on as a straight line.
+
+    Only the slope of that line counts; its value, which could overflow, is taken out.
+    """
+    line = (x - corner).relu()
+    return line - line.detach()
 
 
 _CLASSES = ClampDiagonal, NegExpDiagonal, NegSoftplusDiagonal, NegSquareDiagonal, SignFlipDiagonal

@@ -1,13 +1,13 @@
 """The options of a negative diagonal, declared and validated once."""
 
 import inspect
-import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Real
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from typing_extensions import TypedDict, override
+from typing_extensions import TypedDict
 
 from negdiag_param._maths.diagonal import TAPS, Diagonal, Taps
 from negdiag_param._maths.dominance import DOMINANCE, Kind
@@ -48,11 +48,8 @@ class Options:
     diagonal: Diagonal = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        margin = _number("margin", self.margin)
-        if not (math.isfinite(margin) and margin >= 0):
-            raise ValueError(
-                f"margin: expected a finite number that is not negative, got {self.margin}"
-            )
+        wanted = "a finite number that is not negative"
+        margin = checked_number("margin", self.margin, 0.0, sys.float_info.max, wanted)
         dims, blocks = self.dims, self.blocks
         if dims is not None:
             if not isinstance(dims, (tuple, list)) or not all(type(dim) is int for dim in dims):
@@ -62,7 +59,7 @@ class Options:
             dims = tuple(dims)
         check_choice("taps", self.taps, TAPS)
         if blocks is not None:
-            if isinstance(blocks, bool) or not isinstance(blocks, int):
+            if type(blocks) is not int:
                 raise TypeError(f"blocks: expected an integer, got {type(blocks).__name__}")
             if blocks < 1:
                 raise ValueError(f"blocks: expected at least 1, got {blocks}")
@@ -81,12 +78,8 @@ class Options:
 
     def changed(self) -> dict[str, Any]:
         """Those that differ from their defaults."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
-        return {name: value for name, value in values.items() if value != getattr(Options, name)}
-
-    @override
-    def __str__(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.changed().items())
+        given = ((f, getattr(self, f.name)) for f in fields(self) if f.init)
+        return {f.name: value for f, value in given if value != f.default}
 
 
 def options_shown(function: F) -> F:
@@ -102,6 +95,11 @@ def options_shown(function: F) -> F:
     return function
 
 
+def shown(options: Mapping[str, object]) -> str:
+    """The options as they are passed."""
+    return ", ".join(f"{name}={value!r}" for name, value in options.items())
+
+
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Refuses what is none of ``choices``."""
     if not isinstance(value, str):
@@ -110,18 +108,10 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name}: expected one of {choices}, got {value!r}")
 
 
-def checked_constant(name: str, value: object) -> float:
-    """A constant of a map, within a range that suits float32 arithmetic."""
-    constant = _number(name, value)
-    if not 1e-6 <= constant <= 1e6:
-        raise ValueError(f"{name}: expected a number between 1e-6 and 1e6, got {value}")
-    return constant
-
-
-def _number(name: str, value: object) -> float:
+def checked_number(name: str, value: object, low: float, high: float, wanted: str) -> float:
+    """``value`` as a float, if it is a number from ``low`` to ``high``, which is ``wanted``."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    try:
-        return float(value)
-    except OverflowError:  # of a whole number
-        return -math.inf if value < 0 else math.inf
+    if not low <= cast(float, value) <= high:  # exact, also for whole numbers beyond all floats
+        raise ValueError(f"{name}: expected {wanted}, got {value}")
+    return float(value)

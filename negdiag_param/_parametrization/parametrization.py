@@ -9,13 +9,19 @@ from typing_extensions import Self, Unpack, override
 from negdiag_param._callers import warn_user
 from negdiag_param._maths.dominance import Dominance
 from negdiag_param._maths.feasible import INFEASIBLE, Infeasible
-from negdiag_param._maths.kernel import mapped
-from negdiag_param._maths.limits import FLOAT_DTYPES, Limits
+from negdiag_param._maths.kernel import constrain, mapped
+from negdiag_param._maths.limits import FLOAT_DTYPES
 from negdiag_param._maths.strict import ScalarMap, StrictMap
 from negdiag_param._parametrization import custom, mark
 from negdiag_param._parametrization.cache import WeightCache
 from negdiag_param._parametrization.invert import check, dense, inverted, named
-from negdiag_param._parametrization.options import Options, OptionsDict, check_choice, options_shown
+from negdiag_param._parametrization.options import (
+    Options,
+    OptionsDict,
+    check_choice,
+    options_shown,
+    shown,
+)
 from negdiag_param._parametrization.steps import Homes
 from negdiag_param._private import ChecksCasts, own_buffers, own_modules, own_parameters
 from negdiag_param._ranks import shards
@@ -38,9 +44,9 @@ class NegativeDiagonal(ChecksCasts):
     .. math::
         W_{ii} = \operatorname{map}(X_{ii}) - \text{margin}, \qquad W_{ij} = X_{ij} \quad (i \ne j)
 
-    In plain words: the optimizer trains the original ``X`` freely; what the layer sees has a
-    diagonal that is strictly negative and at most ``-margin`` at every step, and everything else
-    of ``X`` as it is. Subclasses define ``map`` and ``inverse``; the ready ones begin with
+    In plain words: the optimizer trains the original ``X`` freely. The layer sees a weight whose
+    diagonal is strictly negative and at most ``-margin`` at every step, and which is ``X``
+    everywhere else. Subclasses define ``map`` and ``inverse``; the ready ones begin with
     :class:`ClampDiagonal`.
 
     Attach it with :func:`register_negative_diagonal`, or with
@@ -72,12 +78,11 @@ class NegativeDiagonal(ChecksCasts):
             outputs as inputs per group with ``taps="center"``; the rows of a transposed
             convolution are its inputs. Where a sum exceeds the dtype's largest number, the
             diagonal is the lowest finite one, and does not dominate.
-        infeasible: what assigning a diagonal entry that is not below ``-margin`` does:
-            ``"warn"`` reflects it, ``d -> -|d|``, and warns; ``"reflect"`` is silent; ``"error"``
-            raises. An entry that lands on or inside the boundary is set to a value a little
-            outside of it, which the warning counts and names.
-            With ``dominance``, entries are lowered as far as needed instead, and those nearer to
-            the boundary than the rounding of the sums by so much, silently.
+        infeasible: what assigning a diagonal entry that is not below ``-margin`` does: ``"warn"``
+            reflects it, ``d -> -|d|``, and warns; ``"reflect"`` is silent; ``"error"`` raises. An
+            entry that reflection leaves on or inside the boundary is set to a value a little
+            outside of it, which the warning counts and names. With ``dominance``, entries are
+            lowered as far as needed instead, and silently where only rounding asks for it.
         cache_in_eval: in eval mode without gradients, compute the weight once and reuse it until
             the original changes. Writes through ``.data`` go unnoticed, hence off by default.
 
@@ -106,6 +111,7 @@ class NegativeDiagonal(ChecksCasts):
         self.record = Record()
         chosen = custom.chosen(self, NegativeDiagonal)
         self.strict = StrictMap(chosen, self.options.margin)
+        self._without_margin = StrictMap(getattr(self, "scalar_map", chosen), 0.0)
         self.cache = WeightCache()
         self.homes = Homes() if chosen.is_projection else None
         if self.options.dominance == "scaled":
@@ -116,11 +122,11 @@ class NegativeDiagonal(ChecksCasts):
 
         ``margin`` is subtracted from the result; rounding to zero or overflow is mended.
         """
-        return self.scalar_map.value(x, Limits.of(dense(x).dtype, 0.0))
+        return mapped(dense(x), self._without_margin)
 
     def inverse(self, d: Tensor) -> Tensor:
         """The inverse of :meth:`map`, entry by entry: from a negative number to a real."""
-        return StrictMap(self.scalar_map, margin=0.0).inverse(dense(d))
+        return self._without_margin.inverse(dense(d))
 
     @override
     def forward(self, original: Tensor) -> Tensor:
@@ -155,7 +161,10 @@ class NegativeDiagonal(ChecksCasts):
         if warning:
             warn_user(f"{name}: {warning}; to keep such values, remove_negative_diagonal first")
         if eta is not None:
-            self._set_scaling(eta)
+            if self.eta is None:
+                self.eta = nn.Parameter(eta.clone())
+            else:
+                self.eta.copy_(eta)
         if self.record.ndim is None:
             self.record = replace(self.record, ndim=original.ndim)
         return original
@@ -166,35 +175,31 @@ class NegativeDiagonal(ChecksCasts):
         With ``dominance`` it takes the whole weight. A distributed ``original`` is gathered.
         """
         diagonal, dominance = self.options.diagonal, self._dominance
-        with named(self.record.name):
-            check(original, diagonal, self.strict)
         original = shards.whole(original)
-        if not dominance:
-            return mapped(diagonal.view(original), self.strict)
         with named(self.record.name):
             check(original, diagonal, self.strict, dominance)
+        if not dominance:
+            return mapped(diagonal.view(original), self.strict)
         if dominance.eta is not None:
             dominance = Dominance(dominance.kind, shards.whole(dominance.eta))
-        return diagonal.view(shards.constrain(original, diagonal, self.strict, dominance))
+        return diagonal.view(constrain(original, diagonal, self.strict, dominance))
 
     @override
     def get_extra_state(self) -> Tensor:
         """What the map is, with all that changes what an original means, for checkpoints."""
-        return mark.encode(self._meaning())
+        return mark.encode(self._meaning)
 
     @override
     def set_extra_state(self, state: object) -> None:
         """Raises a ValueError if ``state`` was written under another map."""
-        difference = mark.mismatch(state, self._meaning())
+        difference = mark.mismatch(state, self._meaning)
         if difference:
             raise ValueError(f"{self.record.name}: {difference}")
 
     @override
     def extra_repr(self) -> str:
         """The map's constants, and the options that differ from their defaults."""
-        constants = self.strict.scalar_map.constants.items()
-        shown = [*(f"{name}={value!r}" for name, value in constants), str(self.options)]
-        return ", ".join(filter(None, shown))
+        return shown({**self.strict.scalar_map.constants, **self.options.changed()})
 
     @override
     def train(self, mode: bool = True) -> Self:
@@ -233,24 +238,16 @@ class NegativeDiagonal(ChecksCasts):
     def _dominance(self) -> Dominance | None:
         """What the diagonal is lowered by, with the present scaling; None if it is not."""
         kind = self.options.dominance
-        if kind is None:
-            return None
-        return Dominance(kind, self.eta if kind == "scaled" else None)
+        return Dominance(kind, self.eta if kind == "scaled" else None) if kind else None
 
-    def _set_scaling(self, eta: Tensor) -> None:
-        if self.eta is None:
-            self.eta = nn.Parameter(eta.clone())
-        else:
-            self.eta.copy_(eta)
-
-    def _meaning(self) -> mark.Meaning:
+    @property
+    def _meaning(self) -> str:
+        """The text of the mark. What a map has learnt lies beside it in the checkpoint."""
         chosen = self.strict.scalar_map
-        # What a map has learnt lies beside it in the checkpoint.
         learns = len(self._own_tensors()) > (self.options.dominance == "scaled")
-        values = () if learns else chosen.sampled()
-        return mark.Meaning.of(chosen, self.options, values)
+        return mark.meaning(chosen, self.options, () if learns else chosen.sampled())
 
     def _own_tensors(self) -> list[Tensor]:
-        """What a user's map computes with."""
+        """The parameters and buffers of this module, with which a user's map computes."""
         any_own = own_parameters(self) or own_buffers(self) or own_modules(self)
         return [*self.parameters(), *self.buffers()] if any_own else []

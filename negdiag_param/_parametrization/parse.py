@@ -4,6 +4,7 @@ import copy
 import inspect
 import re
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any, Literal, TypeAlias, cast
 
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch.distributions import ComposeTransform, Transform
 from typing_extensions import Unpack, override
 
 from negdiag_param._parametrization.maps import READY
-from negdiag_param._parametrization.options import Options, OptionsDict, options_shown
+from negdiag_param._parametrization.options import Options, OptionsDict, options_shown, shown
 from negdiag_param._parametrization.parametrization import NegativeDiagonal
 
 MapName = Literal["clamp", "exp", "softplus", "square", "sign_flip"]
@@ -80,12 +81,12 @@ def parse(map: object, options: Mapping[str, Any]) -> NegativeDiagonal:
             f"torch.distributions Transform, got {map!r}"
         )
     _check_known(type(chosen), options)
-    others = {k: v for k, v in options.items() if k not in Options.__dataclass_fields__}
-    clash = Options(**{k: v for k, v in options.items() if k not in others}).changed() | others
+    constants = {k: v for k, v in options.items() if not hasattr(Options, k)}
+    others = {k: v for k, v in options.items() if k not in constants}
+    clash = Options(**others).changed() | constants
     if clash:
-        shown = ", ".join(f"{name}={value!r}" for name, value in clash.items())
         raise ValueError(
-            f"map: expected an instance to bring its own options, got {shown} "
+            f"map: expected an instance to bring its own options, got {shown(clash)} "
             f"beside {type(chosen).__name__}({chosen.extra_repr()})"
         )
     return chosen
@@ -93,10 +94,10 @@ def parse(map: object, options: Mapping[str, Any]) -> NegativeDiagonal:
 
 def _check_known(cls: type[NegativeDiagonal], options: Mapping[str, object]) -> None:
     """Refuses options that no constructor of ``cls`` names."""
-    known: dict[str, None] = {}
-    for base in cls.__mro__[: cls.__mro__.index(NegativeDiagonal) + 1]:
-        parameters = inspect.signature(base).parameters if "__init__" in vars(base) else {}
-        known |= dict.fromkeys(name for name, p in parameters.items() if p.kind in _NAMED)
+    constructors = [base for base in cls.__mro__ if "__init__" in vars(base)]
+    constructors = constructors[: constructors.index(NegativeDiagonal) + 1]
+    parameters = chain(*(inspect.signature(base).parameters.values() for base in constructors))
+    known = dict.fromkeys(p.name for p in parameters if p.kind in _NAMED)
     for name in options.keys() - known.keys():
         raise TypeError(
             f"{name}: expected an option of {cls.__name__}, which are {', '.join(known)}, got "

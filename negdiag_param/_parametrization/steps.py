@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable, Iterable
 from functools import cached_property, lru_cache
 from threading import Lock
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 from weakref import WeakKeyDictionary, WeakSet, ref
 
 import torch
@@ -18,7 +18,6 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from typing_extensions import override
 
 from negdiag_param._links import Links
 from negdiag_param._private import PROCESS_GROUPS, collectives, own_modules, own_parameters
@@ -50,23 +49,11 @@ class StepCount:
 
 
 class Homes(Links[ParametrizationList]):
-    """The lists that a projection stands first in, whose originals it is applied to after steps."""
+    """The lists that a projection stands first in: after a step their originals are projected."""
 
     def __init__(self, lists: Iterable[ParametrizationList] = ()) -> None:
         super().__init__(lists)
         _PROJECTIONS.add(self)
-
-    @override
-    def add(self, module: ParametrizationList) -> None:
-        super().add(module)
-        _PROJECTIONS.add(self)
-
-
-class _Plan(NamedTuple):
-    """Which parameters of an optimizer are originals, by their places, and of which lists."""
-
-    parameters: list[int]
-    originals: dict[int, "ref[ParametrizationList]"]
 
 
 class _Projections:
@@ -78,17 +65,17 @@ class _Projections:
     def __init__(self) -> None:
         self._homes: WeakSet[Homes] = WeakSet()
         self._lock = Lock()
-        self._plans: WeakKeyDictionary[Optimizer, _Plan] = WeakKeyDictionary()
         self._lists: dict[int, ref[ParametrizationList]] = {}  # by the id of the original
-        self._shapes: set[torch.Size] = set()  # of originals
+        self._shapes: set[torch.Size] | None = None  # of originals; None if some are not known yet
+        self._searched: WeakKeyDictionary[Optimizer, list[int]] = WeakKeyDictionary()
 
     def add(self, homes: Homes) -> None:
         """From now on, the originals of these lists are projected."""
         self._install()
         with self._lock:
             self._homes.add(homes)
-            self._plans.clear()
-            self._lists.clear()
+            self._shapes = None
+            self._searched.clear()
 
     @lru_cache  # noqa: B019 (there is a single instance)
     def _install(self) -> None:
@@ -107,54 +94,54 @@ class _Projections:
 
     def _project(self, optimizer: Optimizer) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        plan = self._plans.get(optimizer)
-        if plan is None or plan.parameters != [*map(id, parameters)]:
+        ids = [*map(id, parameters)]
+        if self._searched.get(optimizer) != ids:
             with self._lock:
-                plan = _Plan([*map(id, parameters)], self._originals(parameters))
-                self._plans[optimizer] = plan
-        for place, found in plan.originals.items():
-            home = found()
-            if home is None or _original(found) is not parameters[place]:
+                self._searched[optimizer] = ids
+                self._search(parameters)
+        for original in parameters:
+            home = self._home(original)
+            if home is None:
                 continue
-            original, first = parameters[place], cast(Any, own_modules(home).get("0"))
+            first = cast(Any, own_modules(home).get("0"))
             # Not what FullyShardedDataParallel leaves between forward passes, a flat piece.
             if vars(first).get("homes") is not None and first.record.ndim == original.ndim:
                 # Casts leave such tensors, which optimizers write to outside of the mode as well.
                 with torch.inference_mode(original.is_inference()):
                     shards.project_(original, first.options.diagonal, first.strict)
 
-    def _originals(self, parameters: list[Tensor]) -> dict[int, "ref[ParametrizationList]"]:
-        found = self._known(parameters)
-        others = [p for place, p in enumerate(parameters) if place not in found]
-        # Where each parameter has an optimizer, not each of them should search all originals. But
-        # a search does not see all of them: where optimizers step during the backward pass,
-        # fully_shard has put gathered tensors in the place of some originals meanwhile.
-        if not self._lists or any(p.shape in self._shapes for p in others):
-            self._search()
-            found = self._known(parameters)
-        return found
+    def _home(self, tensor: Tensor) -> ParametrizationList | None:
+        """The list whose original ``tensor`` is, if any."""
+        found = self._lists.get(id(tensor))
+        home = None if found is None else found()
+        known = None if home is None else own_parameters(home).get("original")
+        return home if known is tensor else None
 
-    def _known(self, parameters: list[Tensor]) -> dict[int, "ref[ParametrizationList]"]:
-        lists = enumerate(self._lists.get(id(p)) for p in parameters)
-        return {i: found for i, found in lists if found and _original(found) is parameters[i]}
+    def _search(self, parameters: list[Tensor]) -> None:
+        """Makes known which of the parameters are originals.
 
-    def _search(self) -> None:
-        lists = [ref(each) for homes in self._homes for each in homes]
-        found = [(original, each) for each in lists if (original := _original(each)) is not None]
-        self._lists = {id(original): each for original, each in found}
-        self._shapes = {original.shape for original, _ in found}
-
-
-def _original(found: "ref[ParametrizationList]") -> Tensor | None:
-    home = found()
-    return None if home is None else own_parameters(home).get("original")
+        Where each parameter has an optimizer, not each of them should look at all originals. But
+        a search does not see all of them: where optimizers step during the backward pass,
+        ``fully_shard`` has put gathered tensors in the place of some originals meanwhile.
+        """
+        others = (p.shape for p in parameters if self._home(p) is None)
+        if self._shapes is not None and self._shapes.isdisjoint(others):
+            return
+        lists = {key: found for key, found in self._lists.items() if found() is not None}
+        shapes = set()
+        for home in itertools.chain.from_iterable(self._homes):
+            original = own_parameters(home).get("original")
+            if original is not None:
+                lists[id(original)] = ref(home)
+                shapes.add(original.shape)
+        self._lists, self._shapes = lists, shapes
 
 
 def _note_home(module: nn.Module, name: str, child: nn.Module | None) -> None:
     if isinstance(module, ParametrizationList) and name == "0" and child is not None:
         homes = vars(child).get("homes")
         if isinstance(homes, Homes):
-            homes.add(module)
+            vars(child)["homes"] = Homes([*homes, module])
 
 
 STEPS = StepCount()

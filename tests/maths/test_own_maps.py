@@ -69,6 +69,27 @@ def test_an_override_that_fits_is_heard(mixin, place):
         torch.testing.assert_close(original, mixin().inverse(torch.full((3,), -2.0)))
 
 
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_map_made_of_a_ready_one_has_its_slopes(name):
+    ready = BUILT_IN[name]
+
+    class Twice(ready):
+        def map(self, x: Tensor) -> Tensor:
+            return 2 * super().map(x)
+
+        def inverse(self, d: Tensor) -> Tensor:
+            return super().inverse(d / 2)
+
+    # At the corners of the maps, beyond the bound, and where the value overflows.
+    x = torch.tensor([0.0, -1.0, 2.0, 80.0])
+    slopes = []
+    for parametrization in (ready(dims=()), Twice(dims=())):
+        original = x.clone().requires_grad_()
+        parametrization(original).sum().backward()
+        slopes.append(original.grad)
+    torch.testing.assert_close(slopes[1], 2 * slopes[0])
+
+
 class Between(NegativeDiagonal):
     """From -2 to -0.1."""
 

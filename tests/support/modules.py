@@ -5,7 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from negdiag_param import NegativeDiagonal, register_negative_diagonal, remove_negative_diagonal
+from negdiag_param import (
+    NegativeDiagonal,
+    NegSquareDiagonal,
+    register_negative_diagonal,
+    remove_negative_diagonal,
+)
 
 
 class OwnSquareDiagonal(NegativeDiagonal):
@@ -96,6 +101,16 @@ def registered_net(map: Any = "exp", seed: int = 1, **options: Any) -> Net:
     for name in Net.registered:
         register_negative_diagonal(net, name, map=map, **options)
     return net
+
+
+class TwiceSquareDiagonal(NegSquareDiagonal):
+    """Made of the map of a ready class."""
+
+    def map(self, x: Tensor) -> Tensor:
+        return 2 * super().map(x)
+
+    def inverse(self, d: Tensor) -> Tensor:
+        return super().inverse(d / 2)
 
 
 class LearnedScale(NegativeDiagonal):

@@ -9,6 +9,7 @@ from torch._dynamo.testing import CompileCounter
 
 from negdiag_param import register_negative_diagonal
 from tests.support.asserts import assert_negative, diagonal_of, original_of
+from tests.support.modules import TwiceSquareDiagonal
 from tests.support.tables import LAYERS, LEADING, MAPS, VARIANTS, extremes, smallest
 from tests.support.versions import NEEDS_COMPILER
 
@@ -17,6 +18,7 @@ COUNT = 12  # above the recompile limit
 NOT_READY = ("subclass", "transform")  # the others are below
 CASES = {
     **{name: (LAYERS[name], LEADING, torch.float32) for name in ("linear", "conv2d_center")},
+    "a subclass of a ready class": (LAYERS["linear"], TwiceSquareDiagonal, torch.float32),
     "lstm": (LAYERS["lstm"], LEADING, torch.float32),
     **{f"bfloat16, {name}": (LAYERS["linear"], MAPS[name], torch.bfloat16) for name in NOT_READY},
 }

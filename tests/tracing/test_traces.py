@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from negdiag_param import register_negative_diagonal
 from tests.support.asserts import assert_negative, first, parametrization_of, registered, sample
 from tests.support.modules import Half
-from tests.support.tables import LAYERS, LEADING, MAPS, NAMED, Layer, grouped
+from tests.support.tables import BUILT_IN, LAYERS, LEADING, MAPS, NAMED, Layer, grouped
 from tests.support.versions import NEEDS_COMPILER
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -172,6 +172,26 @@ def test_an_exported_model_trains_as_its_source_does(options, strict):
         (again(x) - 5).square().sum().backward()
         optimizer.step()
     assert_negative(again(x).diagonal())
+
+
+@pytest.mark.parametrize("trace", ["export", "jit"])
+@pytest.mark.parametrize("map", BUILT_IN)
+def test_what_was_frozen_while_it_was_traced_trains_as_in_eager_mode(map, trace):
+    module = register_negative_diagonal(nn.Linear(4, 4, bias=False), map=map)
+    original = module.parametrizations.weight.original.requires_grad_(False)
+    # At the corners of the maps, beyond the bound, and where the value overflows.
+    original.diagonal().copy_(torch.tensor([0.0, -1.0, 2.0, 100.0]))
+    if trace == "export":
+        again = torch.export.export(module, (torch.eye(4),)).module()
+    else:
+        again = torch.jit.trace(module, (torch.eye(4),), check_trace=False)
+    gradients = []
+    for model in (module, again):
+        (parameter,) = model.parameters()
+        parameter.requires_grad_().grad = None
+        model(torch.eye(4)).sum().backward()
+        gradients.append(parameter.grad)
+    torch.testing.assert_close(gradients[1], gradients[0])
 
 
 @pytest.mark.slow
