@@ -163,7 +163,7 @@ class NegativeDiagonal(ChecksCasts):
         if eta is not None:
             if self.eta is None:
                 self.eta = nn.Parameter(eta.clone())
-            else:
+            with torch.no_grad():
                 self.eta.copy_(eta)
         if self.record.ndim is None:
             self.record = replace(self.record, ndim=original.ndim)

@@ -339,3 +339,11 @@ def test_compiled_they_dominate_as_well():
             torch.autograd.grad(w, x, grad, retain_graph=True)[0] for w in (weight, each(x))
         )
         torch.testing.assert_close(found, expected, rtol=64 * eps, atol=64 * eps)
+
+
+def test_an_inverse_may_be_asked_again_while_gradients_are_on():
+    parametrization = layer("scaled").parametrizations.weight[0]
+    weight = dominant("scaled")
+    for _ in range(2):
+        original = parametrization.right_inverse(weight)
+    torch.testing.assert_close(parametrization(original), weight)
