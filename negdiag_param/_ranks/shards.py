@@ -49,9 +49,9 @@ def constrain(
     original: Tensor, diagonal: Diagonal, strict: StrictMap, dominance: Dominance | None = None
 ) -> Tensor:
     """The constrained weight, distributed as ``original`` is."""
-    operation = partial(kernel.constrain, strict=strict, dominance=dominance)
     if not is_sharded(original):
-        return operation(original, diagonal)
+        return kernel.constrain(original, diagonal, strict, dominance)
+    operation = partial(kernel.constrain, strict=strict, dominance=dominance)
     if torch.compiler.is_compiling() or kernel.is_transformed(original):
         shard = original.to_local()
     else:
