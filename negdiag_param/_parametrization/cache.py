@@ -44,7 +44,7 @@ class WeightCache:
 
     def __init__(self) -> None:
         self.entry: _Entry | None = None
-        self.glance: tuple[object, ...] | None = None  # what cached_weight compares
+        self.glance: tuple[object, ...] | None = None  # what _private.reading compares
 
     def __reduce__(self) -> tuple[type["WeightCache"], tuple[()]]:
         return WeightCache, ()

@@ -163,8 +163,9 @@ class NegativeDiagonal(ChecksCasts):
         if eta is not None:
             if self.eta is None:
                 self.eta = nn.Parameter(eta.clone())
-            with torch.no_grad():
-                self.eta.copy_(eta)
+            else:
+                with torch.no_grad():
+                    self.eta.copy_(eta)
         if self.record.ndim is None:
             self.record = replace(self.record, ndim=original.ndim)
         return original
