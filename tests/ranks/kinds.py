@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from negdiag_param import register_negative_diagonal
 from tests.ranks.models import EVEN, PLAN, N, make, shard
-from tests.support.versions import HYBRID
+from tests.support.versions import HYBRID, UNEVEN
 
 Register = Callable[[nn.Module], nn.Module]
 
@@ -61,7 +61,7 @@ FSDP1 = ("fsdp1", "fsdp1_flat")
 
 def kinds(*names: str) -> pytest.MarkDecorator:
     """These with their ranks, for tests that run ``on()`` those."""
-    marks = {"hsdp": HYBRID}
+    marks = {"hsdp": HYBRID, "fsdp2_tp": UNEVEN}
     rows = [pytest.param(n, KINDS[n].ranks, id=n, marks=marks.get(n, ())) for n in names]
     return pytest.mark.parametrize(("kind", "ranks"), rows)
 

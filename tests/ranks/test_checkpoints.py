@@ -23,7 +23,7 @@ from tests.ranks.asserts import assert_exactly, assert_trained_alike, plain
 from tests.ranks.harness import Groups, on
 from tests.ranks.kinds import FSDP1, KINDS, bare, build, every_kind, kinds, size, split_of
 from tests.ranks.models import EVEN, N, alone, make, output, registered, scrambled, train
-from tests.support.versions import RESUMES
+from tests.support.versions import UNEVEN
 
 FULL = StateDictOptions(full_state_dict=True)
 BROADCAST = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
@@ -62,7 +62,7 @@ def trained(model: nn.Module, kind: str, to: Path, since: Path | None = None) ->
     dcp.save(states(), checkpoint_id=to)
 
 
-@RESUMES
+@UNEVEN
 @pytest.mark.parametrize(
     ("kind", "ranks"), [*((name, kind.ranks) for name, kind in KINDS.items()), ("fsdp2", 3)]
 )
@@ -78,7 +78,7 @@ def test_training_goes_on_under_every_other_kind(kind: str, folder: Path, tmp_pa
     assert_exactly(plain(again), plain(model))
 
 
-@RESUMES
+@UNEVEN
 @pytest.mark.filterwarnings("ignore")  # PyTorch remarks that there is no process group
 def test_training_goes_on_in_a_single_process(folder: Path, tmp_path: Path) -> None:
     model = registered(n=SIX)
@@ -93,12 +93,14 @@ def read_stock(model: nn.Module, folder: Path) -> None:
     assert_trained_alike(model, registered("clamp", SIX))
 
 
+@UNEVEN
 @pytest.mark.parametrize(("kind", "ranks"), [("fsdp2", 3), ("tp", 2), ("fsdp2_tp", 4)])
 @on()
 def test_a_checkpoint_of_a_stock_model_is_read(kind: str, folder: Path) -> None:
     read_stock(build(kind, n=SIX, infeasible="reflect"), folder)
 
 
+@UNEVEN
 @pytest.mark.filterwarnings("ignore")
 def test_a_checkpoint_of_a_stock_model_is_read_by_a_single_process(folder: Path) -> None:
     read_stock(registered("clamp", SIX, infeasible="reflect"), folder)

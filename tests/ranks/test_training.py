@@ -24,7 +24,7 @@ from tests.ranks.layouts import Collectives
 from tests.ranks.models import EVEN, N, alone, make, output, registered, shard, share, train
 from tests.support.modules import Half
 from tests.support.tables import BUILT_IN
-from tests.support.versions import COMPILED_SHARDS
+from tests.support.versions import COMPILED_SHARDS, SHARDS
 
 
 @every_kind()
@@ -233,6 +233,7 @@ def states(optimizers: list[torch.optim.Optimizer]) -> list[dict[str, Tensor]]:
 
 @pytest.mark.parametrize("margin", [0.0, 0.25])
 @pytest.mark.parametrize("way", OPTIMIZERS)
+@SHARDS
 @every_kind(*FSDP1)
 @on()
 def test_trains_as_a_plain_layer_that_is_clamped_after_each_step(
