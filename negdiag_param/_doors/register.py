@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from typing_extensions import Unpack
 
-from negdiag_param._doors import checks, layers, targets
+from negdiag_param._doors import checks, targets
 from negdiag_param._doors.targets import Target
 from negdiag_param._life import attach, lookup
 from negdiag_param._maths.diagonal import Diagonal
@@ -138,29 +138,25 @@ def register_negative_diagonal(
 
 def _planned(target: Target, template: NegativeDiagonal) -> tuple[NegativeDiagonal, Tensor]:
     """The parametrization for one tensor, and the tensor, which is checked but not changed."""
-    owner, tensor_name, options = target.owner, target.tensor_name, template.options
+    owner, options = target.owner, template.options
     with named(target.name):
         checks.check_carrier(target)
         with torch.no_grad():
             value = target.tensor.detach()
-        layers.check(owner, tensor_name, options, value)
+        inferred = checks.layer_blocks(target, options, value)
         check(value, options.diagonal, template.strict)
         # What the layer says of dims and blocks is written in one form only, so that checkpoints
         # of the same meaning carry the same mark.
-        dims, blocks = options.diagonal.resolved(value.ndim), options.blocks
-        if blocks is None and dims == (0, 1):
-            blocks = layers.blocks(owner, tensor_name)
-        usual = Diagonal().resolved(value.ndim)
+        dims: tuple[int, ...] | None = options.diagonal.resolved(value.ndim)
+        blocks = options.blocks or (inferred if dims == (0, 1) else 1)
+        if dims == Diagonal().resolved(value.ndim) and not (options.dominance and options.dims):
+            dims = None
         planned = copy.deepcopy(template)
-        planned.options = replace(
-            options,
-            dims=None if dims == usual and not (options.dominance and options.dims) else dims,
-            blocks=None if blocks == 1 else blocks,
-        )
+        planned.options = replace(options, dims=dims, blocks=None if blocks == 1 else blocks)
         planned.record = Record(
             name=target.name,
             order=lookup.own_tensors(owner),
-            persistent=tensor_name not in non_persistent_buffers(owner),
+            persistent=target.tensor_name not in non_persistent_buffers(owner),
             ndim=value.ndim,
             mesh_dims=shards.mesh_dims(target.stored[0]),
         )

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -11,7 +12,6 @@ from negdiag_param._life import lookup
 from negdiag_param._life.lookup import joined
 from negdiag_param._parametrization.invert import summary
 from negdiag_param._private import own_buffers, own_modules, own_parameters
-from negdiag_param._ranks import agreement, shards
 
 
 @dataclass(frozen=True)
@@ -19,20 +19,16 @@ class Target:
     """A parameter or buffer, or what is computed in place of one."""
 
     name: str  # within the module that the user gave
+    path: str  # the name with those of wrappers in between, as named_modules gives it
     owner: nn.Module  # the module that holds it
     tensor_name: str  # its name there
-    path: str  # the name with those of wrappers in between, as named_modules gives it
     stored: tuple[Tensor, ...]  # what it is computed from; itself if it is not parametrized
+    ours: Any  # our parametrization, None without one
 
     @property
     def tensor(self) -> Tensor:
         """The tensor's current value, computed at every call."""
         return getattr(self.owner, self.tensor_name)  # type: ignore[no-any-return]
-
-    @property
-    def is_registered(self) -> bool:
-        """Whether the tensor carries our parametrization."""
-        return self.tensor_name in lookup.ours(self.owner)
 
 
 def find(
@@ -72,9 +68,9 @@ def find(
 
 def find_registered(module: nn.Module, tensor_name: str) -> list[Target]:
     """The tensors that ``tensor_name`` means among those that carry our parametrization."""
-    found = find(module, tensor_name, lambda target: target.is_registered, "a negative diagonal")
+    found = find(module, tensor_name, lambda target: target.ours is not None, "a negative diagonal")
     for target in found:
-        if not target.is_registered:
+        if target.ours is None:
             raise ValueError(
                 f"{target.name}: expected a tensor registered with a negative diagonal, got one "
                 f"without, {summary(target.tensor)}"
@@ -89,36 +85,17 @@ def checked(module: object, argument: str) -> nn.Module:
     return module
 
 
-def gathered(target: Target) -> Tensor:
-    """The whole tensor, as a single process would hold it. All ranks have to call this."""
-    with agreement.together(target.stored, target.name):
-        value = target.tensor
-    return shards.whole(value)
-
-
-def check_whole(target: Target) -> None:
-    """Refuses an original that FullyShardedDataParallel has flattened or freed."""
-    original, ndim = target.stored[0], lookup.ours(target.owner)[target.tensor_name].record.ndim
-    flat = ndim is not None and original.ndim != ndim
-    plain = type(original) in (Tensor, nn.Parameter) and not original.is_meta
-    freed = plain and original.numel() > 0 and original.untyped_storage().nbytes() == 0
-    if flat or freed:
-        raise ValueError(
-            f"{target.name}: expected a tensor of {ndim} dimensions, got what is left of it "
-            f"outside of a forward pass, {summary(original)}; go "
-            f"within FullyShardedDataParallel.summon_full_params(model)"
-        )
-
-
 def every(module: nn.Module) -> Iterator[Target]:
     """Every parameter and buffer of each module, under its name before parametrization."""
     for name, path, owner in named_owners(module):
         if "parametrizations" not in path.split("."):
+            ours = lookup.ours(owner)
             own = {key: lookup.originals(owner, key) for key in lookup.lists(owner)}
             plain = {**own_parameters(owner), **own_buffers(owner)}
             own |= {key: [tensor] for key, tensor in plain.items() if tensor is not None}
-            for key, tensors in own.items():
-                yield Target(joined(name, key), owner, key, joined(path, key), tuple(tensors))
+            for key, stored in own.items():
+                names = joined(name, key), joined(path, key)
+                yield Target(*names, owner, key, tuple(stored), ours.get(key))
 
 
 def named_owners(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
