@@ -20,8 +20,13 @@ NegativeDiagonal     the base class, for a map of your own
 help(negdiag_param.init_), for example, shows one in full.
 """
 
-from negdiag_param._doors.models import init_, negative_diagonals, plain_state_dict
-from negdiag_param._doors.register import register_negative_diagonal, remove_negative_diagonal
+from negdiag_param._doors.register import (
+    init_,
+    negative_diagonals,
+    plain_state_dict,
+    register_negative_diagonal,
+    remove_negative_diagonal,
+)
 from negdiag_param._parametrization.maps import (
     ClampDiagonal,
     NegExpDiagonal,
