@@ -16,7 +16,6 @@ from negdiag_param import _private
 from negdiag_param._doors import checks, targets
 from negdiag_param._doors.targets import Target
 from negdiag_param._life import assign, attach, lookup
-from negdiag_param._life.lookup import joined
 from negdiag_param._maths.diagonal import Diagonal
 from negdiag_param._parametrization.invert import check, named, summary
 from negdiag_param._parametrization.options import MapOptionsDict, options_shown
@@ -298,13 +297,13 @@ def plain_state_dict(model: nn.Module) -> "OrderedDict[str, Any]":
         for tensor_name, ours in lookup.ours(owner).items():
             if not lookup.is_alone(owner, tensor_name):
                 raise ValueError(
-                    f"{joined(path, tensor_name)}: expected no other parametrization beside the "
-                    f"negative diagonal, found {lookup.lists(owner)[tensor_name]}"
+                    f"{lookup.joined(path, tensor_name)}: expected no other parametrization beside "
+                    f"the negative diagonal, found {lookup.lists(owner)[tensor_name]}"
                 )
             # Wrappers rename keys, so an original is known by itself too.
             inside = f"parametrizations.{tensor_name}.original"
             original = lookup.originals(owner, tensor_name)[0]
-            for key in (joined(name, inside), joined(path, inside), id(original)):
+            for key in (lookup.joined(name, inside), lookup.joined(path, inside), id(original)):
                 known[key] = tensor_name, ours
     replaced: tuple[str, ...] = ()
     for place, value in state.items():

@@ -4,12 +4,12 @@ import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from negdiag_param._life import lookup
-from negdiag_param._life.lookup import joined
 from negdiag_param._parametrization.invert import summary
 from negdiag_param._private import own_buffers, own_modules, own_parameters
 
@@ -46,14 +46,10 @@ def find(
         found = [t for t in targets if t.owner is owner and t.tensor_name == name]
     if len(found) == 1:
         return found
-    if not found and any(character in tensor_name for character in "*?["):
-        buffers = {id(buffer) for buffer in module.buffers()}
-        found = [
-            t
-            for t in targets
-            if any(fnmatchcase(name, tensor_name) for name in (t.name, t.path))
-            and buffers.isdisjoint(map(id, t.stored))
-        ]
+    if not found:  # a pattern, which leaves buffers alone
+        buffers, matches = set(map(id, module.buffers())), partial(fnmatchcase, pat=tensor_name)
+        found = [t for t in targets if matches(t.name) or matches(t.path)]
+        found = [t for t in found if buffers.isdisjoint(map(id, t.stored))]
     suitable = [t for t in found if suits(t)]
     if not suitable:
         names = [t.name for t in targets]
@@ -94,7 +90,7 @@ def every(module: nn.Module) -> Iterator[Target]:
             plain = {**own_parameters(owner), **own_buffers(owner)}
             own |= {key: [tensor] for key, tensor in plain.items() if tensor is not None}
             for key, stored in own.items():
-                names = joined(name, key), joined(path, key)
+                names = lookup.joined(name, key), lookup.joined(path, key)
                 yield Target(*names, owner, key, tuple(stored), ours.get(key))
 
 
@@ -109,7 +105,7 @@ def named_owners(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
         if path:
             above, _, child = path.rpartition(".")
             transparent = _is_transparent(modules[above], module)
-            names[path] = names[above] if transparent else joined(names[above], child)
+            names[path] = names[above] if transparent else lookup.joined(names[above], child)
         yield names[path], path, module
 
 
