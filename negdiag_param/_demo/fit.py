@@ -97,17 +97,13 @@ class Comparison:
         # Short windows are ill-conditioned: the optimizer needs a long memory.
         optimizer = torch.optim.Adam(model.parameters(), lr=0.1, betas=(0.95, 0.98))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-
-        def clamp(*_: Any) -> None:
-            model.weight.detach().diagonal(dim1=1, dim2=2).clamp_(max=bound)
-
-        if by_hand:
-            optimizer.register_step_post_hook(clamp)
         kept = True
         for _ in range(STEPS):
             optimizer.zero_grad()
             torch.autograd.backward((model(self.inputs) - self.rates).square().sum())
             optimizer.step()
+            if by_hand:
+                model.weight.detach().diagonal(dim1=1, dim2=2).clamp_(max=bound)
             schedule.step()
             for _, diagonal in negative_diagonals(model):
                 kept = kept and bool((diagonal < 0).all() and (diagonal <= -margin).all())

@@ -297,13 +297,13 @@ def plain_state_dict(model: nn.Module) -> "OrderedDict[str, Any]":
         for tensor_name, ours in lookup.ours(owner).items():
             if not lookup.is_alone(owner, tensor_name):
                 raise ValueError(
-                    f"{lookup.joined(path, tensor_name)}: expected no other parametrization beside "
-                    f"the negative diagonal, found {lookup.lists(owner)[tensor_name]}"
+                    f"{path}{tensor_name}: expected no other parametrization beside the negative "
+                    f"diagonal, found {lookup.lists(owner)[tensor_name]}"
                 )
             # Wrappers rename keys, so an original is known by itself too.
             inside = f"parametrizations.{tensor_name}.original"
             original = lookup.originals(owner, tensor_name)[0]
-            for key in (lookup.joined(name, inside), lookup.joined(path, inside), id(original)):
+            for key in (f"{name}{inside}", f"{path}{inside}", id(original)):
                 known[key] = tensor_name, ours
     replaced: tuple[str, ...] = ()
     for place, value in state.items():

@@ -90,14 +90,13 @@ def every(module: nn.Module) -> Iterator[Target]:
             plain = {**own_parameters(owner), **own_buffers(owner)}
             own |= {key: [tensor] for key, tensor in plain.items() if tensor is not None}
             for key, stored in own.items():
-                names = lookup.joined(name, key), lookup.joined(path, key)
-                yield Target(*names, owner, key, tuple(stored), ours.get(key))
+                yield Target(name + key, path + key, owner, key, tuple(stored), ours.get(key))
 
 
 def named_owners(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
-    """Every module once, with its name and the path that ``named_modules`` gives.
+    """Every module once, with the prefixes of its tensors: of their names and of their paths.
 
-    The name leaves out what transparent wrappers add, such as ``_orig_mod`` of ``torch.compile``.
+    Names lack what transparent wrappers add, such as ``_orig_mod`` of ``torch.compile``.
     """
     names = {"": ""}
     modules = dict(model.named_modules())
@@ -105,8 +104,8 @@ def named_owners(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
         if path:
             above, _, child = path.rpartition(".")
             transparent = _is_transparent(modules[above], module)
-            names[path] = names[above] if transparent else lookup.joined(names[above], child)
-        yield names[path], path, module
+            names[path] = names[above] + ("" if transparent else f"{child}.")
+        yield names[path], path and f"{path}.", module
 
 
 def _is_transparent(wrapper: nn.Module, wrapped: nn.Module) -> bool:

@@ -63,11 +63,6 @@ def own_tensors(module: nn.Module) -> tuple[str, ...]:
     return next(filter(None, orders), (*own_parameters(module), *own_buffers(module)))
 
 
-def joined(prefix: str, name: str) -> str:
-    """A dotted name."""
-    return f"{prefix}.{name}" if prefix else name
-
-
 def sort(mapping: MutableMapping[str, Any], order: Iterable[str]) -> None:
     """Sorts a dict in place as it was before registration moved entries out of it."""
     place = {name: i for i, name in enumerate(order)}
