@@ -352,7 +352,6 @@ def _planned(target: Target, template: NegativeDiagonal) -> tuple[NegativeDiagon
             name=target.name,
             order=lookup.own_tensors(owner),
             persistent=target.tensor_name not in _private.non_persistent_buffers(owner),
-            ndim=value.ndim,
             mesh_dims=shards.mesh_dims(target.stored[0]),
         )
     return planned, value
