@@ -20,7 +20,7 @@ NegativeDiagonal     the base class, for a map of your own
 help(negdiag_param.init_), for example, shows one in full.
 """
 
-from negdiag_param._doors.register import (
+from negdiag_param._doors.public import (
     init_,
     negative_diagonals,
     plain_state_dict,
