@@ -42,7 +42,7 @@ def constrain(
         project_(weight, diagonal, strict)
     else:
         entries = diagonal.view(weight)
-        entries.copy_(strict.wide_value(entries))
+        entries.copy_(strict.value(entries))
     return weight
 
 
@@ -55,10 +55,11 @@ def project_(tensor: Tensor, diagonal: Diagonal, strict: StrictMap) -> None:
 def mapped(entries: Tensor, strict: StrictMap) -> Tensor:
     """The mapped values of the diagonal entries alone, differentiable to any order."""
     if torch.onnx.is_in_onnx_export() or not strict.has_slope:
-        return strict.value(entries)
+        return strict.value(entries).to(entries.dtype)
     # Straight-through: the strict value, with the derivatives of the smooth function.
     smooth = strict.smooth(entries)
-    return strict.value(entries.detach()) + (smooth - smooth.detach()).to(entries.dtype)
+    value = strict.value(entries.detach()).to(entries.dtype)
+    return value + (smooth - smooth.detach()).to(entries.dtype)
 
 
 def exports() -> bool:

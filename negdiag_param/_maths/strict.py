@@ -7,15 +7,14 @@ shard would differ from that part of the whole weight.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from negdiag_param._maths import bisection
-from negdiag_param._maths.limits import FLOAT_DTYPES, Limits, below, widened
+from negdiag_param._maths.limits import FLOAT_DTYPES, Limits, below, number, rank, widened
 
 
 class ScalarMap(ABC):
@@ -73,11 +72,7 @@ class StrictMap:
         return self._limits.get(dtype) or Limits.of(dtype, self.margin)
 
     def value(self, original: Tensor) -> Tensor:
-        """The mapped entries, differentiable by autograd."""
-        return self.wide_value(original).to(original.dtype)
-
-    def wide_value(self, original: Tensor) -> Tensor:
-        """The mapped entries in the dtype that arithmetic runs in."""
+        """The mapped entries in the dtype that arithmetic runs in, differentiable by autograd."""
         limits = self.limits(original.dtype)
         value = self.scalar_map.value(widened(original), limits)
         return value.clamp(limits.lowest, limits.bound)
@@ -102,28 +97,52 @@ class StrictMap:
         limits, goal = self.limits(entries.dtype), widened(entries)
 
         def function(x: Tensor) -> Tensor:
-            value = self.value(x)
+            value = self.value(x).to(x.dtype)
             return value if sizes is None else below(value, sizes, limits)
 
         if sizes is not None:
             goal = (goal + sizes).clamp(max=limits.bound)
-        highest = self.scalar_map.highest(limits)
         start = self.scalar_map.inverse(goal, limits)
+        if start is not None:
+            original = start.to(entries.dtype)
+            missed = function(original) != entries
+            if not missed.any():
+                return original
+        highest = self.scalar_map.highest(limits)
+        low, high = (torch.full_like(goal, end) for end in (limits.lowest, highest))
+        if start is not None and not self.has_slope:
+            # A user's map may be monotonic only near the inverse, which has rounding errors.
+            reach = torch.finfo(entries.dtype).eps ** 0.5 * (1 + start.abs())
+            low, high = torch.maximum(low, start - reach), torch.minimum(high, start + reach)
+        found = _nearest(function, entries, low.to(entries.dtype), high.to(entries.dtype))
         if start is None:
-            low, high = (torch.full_like(entries, end) for end in (limits.lowest, highest))
-            return bisection.nearest(function, entries, low, high)
-        original = start.to(entries.dtype)
-        missed = function(original) != entries
-        if not missed.any():
-            return original
-        # The inverse has rounding errors: those of x, and those of the value divided by the slope,
-        # for which a rough estimate will do.
-        half = (1 + start.abs()) * torch.finfo(start.dtype).eps ** (1 / 3)
-        rise = (self.value(start + half) - self.value(start - half)).abs()
-        slope = (rise / (2 * half)).clamp(min=torch.finfo(torch.float32).tiny)
-        eps = torch.finfo(entries.dtype).eps
-        reach = 64 * eps * (1 + start.abs() + widened(entries).abs() / slope)
-        ends = [(start + side * reach).clamp(limits.lowest, highest) for side in (-1, 1)]
-        low, high = (end.to(entries.dtype) for end in ends)
-        nearest = bisection.nearest(function, entries, low, high)
-        return torch.where(missed & (function(nearest) == entries), nearest, original)
+            return found
+        return torch.where(missed & (function(found) == entries), found, original)
+
+
+def _nearest(
+    function: Callable[[Tensor], Tensor], goal: Tensor, low: Tensor, high: Tensor
+) -> Tensor:
+    """Where ``function``, monotonic from ``low`` to ``high``, is nearest to ``goal``.
+
+    All are tensors of the same shape and dtype, searched entry by entry, by bisection over the
+    numbers of the dtype: in as many steps as it has bits, however flat or steep the function is.
+    Of several numbers that give ``goal`` it is the one nearest to zero.
+    """
+    sign = torch.where(function(high) < function(low), -1, 1)
+    lowest, highest = left, right = rank(low), rank(high)
+    for _ in range(8 * goal.dtype.itemsize):
+        middle = (left & right) + ((left ^ right) >> 1)  # the mean, without overflow
+        x = number(middle, goal.dtype)
+        difference = (function(x) - goal) * sign
+        # Where the function equals the goal, go on towards zero.
+        goes_up = (difference < 0) | ((difference == 0) & (middle < 0))
+        left, right = torch.where(goes_up, middle + 1, left), torch.where(goes_up, right, middle)
+        left = torch.minimum(left, right)
+    best = number(left, goal.dtype)
+    error = (function(best) - goal).abs()
+    for step in (-1, 1, -2):
+        other = number((left + step).clamp(lowest, highest), goal.dtype)
+        its = (function(other) - goal).abs()
+        best, error = torch.where(its < error, other, best), torch.minimum(its, error)
+    return best
