@@ -108,9 +108,9 @@ class Dominance:
             price = price / scaling
         price = price.unsqueeze(-2 if self.kind == "columns" else -1)
         if self.eta is not None and self.eta.requires_grad:
-            paid = widened(signs * diagonal.matrices(original).entries) * price
+            paid = widened(signs * diagonal.matrices(original)[0]) * price
             eta_grad = (paid.sum((*kernel, -1)) - paid.sum((*kernel, -2))).to(self.eta)
-        whole = torch.addcmul(diagonal.matrices(grad).entries, signs, price, value=-1)
+        whole = torch.addcmul(diagonal.matrices(grad)[0], signs, price, value=-1)
         return restored(whole), eta_grad
 
 

@@ -11,7 +11,6 @@ everything that traces or transforms PyTorch code:
 - a ``torch.where`` without in-place writes, while exporting or tracing.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -30,13 +29,14 @@ def constrain(
     original: Tensor, diagonal: Diagonal, strict: StrictMap, dominance: Dominance | None = None
 ) -> Tensor:
     """A copy of ``original`` whose diagonal is mapped, and then lowered if it has to dominate."""
-    chains = exports() or not strict.has_slope or is_transformed(original)
+    traced = _private.is_exporting() or torch.jit.is_tracing()
+    chains = traced or not strict.has_slope or is_transformed(original)
     if chains or (dominance and torch.compiler.is_compiling()):
         return _chained(original, diagonal, strict, dominance)
-    if dominance:
-        return _Fused.apply(original, dominance.eta, diagonal, strict, dominance)  # type: ignore[no-any-return, no-untyped-call]
-    if not strict.is_projection and original.requires_grad and torch.is_grad_enabled():
-        return _Fused.apply(original, None, diagonal, strict, None)  # type: ignore[no-any-return, no-untyped-call]
+    eta = dominance.eta if dominance else None
+    needs_grad = original.requires_grad and torch.is_grad_enabled()
+    if dominance or (needs_grad and not strict.is_projection):
+        return _Fused.apply(original, eta, diagonal, strict, dominance)  # type: ignore[no-any-return, no-untyped-call]
     weight = original.clone()
     if strict.is_projection:
         project_(weight, diagonal, strict)
@@ -62,11 +62,6 @@ def mapped(entries: Tensor, strict: StrictMap) -> Tensor:
     return value + (smooth - smooth.detach()).to(entries.dtype)
 
 
-def exports() -> bool:
-    """Whether an exporter or a tracer is at work."""
-    return _private.is_exporting() or torch.jit.is_tracing()
-
-
 def is_transformed(original: Tensor) -> bool:
     """Whether ``torch.func`` or forward-mode AD is at work, which ``_Fused`` does not support."""
     return not torch.compiler.is_compiling() and (
@@ -79,11 +74,12 @@ def _chained(
     original: Tensor, diagonal: Diagonal, strict: StrictMap, dominance: Dominance | None
 ) -> Tensor:
     """:func:`constrain` as a chain of operations, differentiable to any order."""
-    weight = _replaced(original, diagonal, partial(mapped, strict=strict))
+    traced = _private.is_exporting() or torch.jit.is_tracing()
+    weight = diagonal.replaced(original, partial(mapped, strict=strict), traced)
     if dominance is None:
         return weight
     limits = strict.limits(weight.dtype)
-    rest = _replaced(weight, diagonal, torch.zeros_like)
+    rest = diagonal.replaced(weight, torch.zeros_like, traced)
     sizes, up = dominance.sums(rest.abs(), diagonal)
 
     def lowered(entries: Tensor) -> Tensor:
@@ -94,14 +90,7 @@ def _chained(
         # Where sums overflow, infinity less itself.
         return value + (smooth - smooth.detach()).nan_to_num(0.0).to(entries.dtype)
 
-    return _replaced(weight, diagonal, lowered)
-
-
-def _replaced(tensor: Tensor, diagonal: Diagonal, value: Callable[[Tensor], Tensor]) -> Tensor:
-    """A copy of ``tensor`` with ``value`` of its diagonal entries in their place."""
-    if exports():
-        return diagonal.exported(tensor, value)
-    return diagonal.scattered(tensor, value(diagonal.view(tensor)))
+    return diagonal.replaced(weight, lowered, traced)
 
 
 class _Fused(torch.autograd.Function):
