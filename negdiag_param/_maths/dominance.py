@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from negdiag_param._maths.diagonal import Diagonal
-from negdiag_param._maths.feasible import Sizes, is_infeasible
+from negdiag_param._maths.feasible import Assigned
 from negdiag_param._maths.limits import Limits, exact_dtype, widened
 
 Kind = Literal["rows", "columns", "scaled"]
@@ -48,13 +48,14 @@ class Dominance:
             return f"expected a square matrix {asked}, got {rows} rows and {columns} columns{each}"
         return None
 
-    def sizes(self, weight: Tensor, diagonal: Diagonal) -> Sizes:
-        """What the diagonal has to be larger than."""
+    def assigned(self, weight: Tensor, diagonal: Diagonal, limits: Limits) -> Assigned:
+        """The diagonal entries of ``weight``, with what they have to outweigh."""
         rest = weight.detach().abs()
         diagonal.view(rest).zero_()
         sizes, up = self.sums(rest, diagonal)
         exact, _ = self.sums(rest.to(exact_dtype(rest)).where(rest.isfinite(), torch.nan), diagonal)
-        return Sizes(sizes * up, exact)
+        entries = diagonal.view(weight)
+        return Assigned(entries, limits, sizes * up, exact, self.kind, diagonal.offset)
 
     def scaled(self, weight: Tensor, diagonal: Diagonal, limits: Limits) -> "Dominance":
         """Under the same scaling or, where that fails, one that makes the matrix dominant, if any.
@@ -62,20 +63,19 @@ class Dominance:
         With the sizes D of the diagonal entries, less the margin, and N of the others, there is one
         exactly if D - N is a nonsingular M-matrix, and then the solution of (D - N) s = D 1 is one.
         """
-        entries = diagonal.view(weight)
         rest = weight.to(exact_dtype(weight)).abs()
         diagonal.view(rest).zero_()
         others, kernel, _ = diagonal.matrices(rest)
         others = others.sum(kernel) if kernel else others
-        sizes = -entries.to(others.dtype) - limits.margin
+        sizes = -diagonal.view(weight).to(others.dtype) - limits.margin
         solution = torch.linalg.solve_ex(torch.diag_embed(sizes) - others, sizes.unsqueeze(-1))
         eta = solution.result.squeeze(-1).log()
         eta = (eta - eta.mean(-1, keepdim=True)).to(weight.dtype)
         known = torch.zeros_like(eta) if self.eta is None else self.eta.detach().to(eta)
 
         def fails(eta: Tensor) -> Tensor:
-            sizes = Dominance(self.kind, eta).sizes(weight, diagonal)
-            return is_infeasible(entries, sizes, limits).any(-1, keepdim=True)
+            dominance = Dominance(self.kind, eta)
+            return dominance.assigned(weight, diagonal, limits).failing.any(-1, keepdim=True)
 
         return Dominance(self.kind, torch.where(fails(known) & ~fails(eta), eta, known))
 

@@ -83,8 +83,7 @@ def parts(
     if not is_sharded(tensor):
         return [(tensor, diagonal)]
     shard = tensor.to_local()
-    found = _parts(tensor, shard, diagonal, dominance)
-    return [(shard[box], place) for box, place in found]
+    return [(shard[box], place) for box, place in _parts(tensor, shard, diagonal, dominance)]
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -151,34 +150,13 @@ def _parts(
     tensor: "DTensor", shard: Tensor, diagonal: Diagonal, dominance: Dominance | None
 ) -> tuple[Part, ...]:
     """The parts of ``shard``, which this rank holds of ``tensor``."""
-    mesh, placements = tensor.device_mesh, tuple(tensor.placements)
-    if dominance:
-        _check_lines(tensor, diagonal, dominance.kind)
+    # Compilers take no cached functions.
+    find = find_parts.__wrapped__ if torch.compiler.is_compiling() else find_parts
+    mesh, kind = tensor.device_mesh, dominance.kind if dominance else None
     coordinate = mesh.get_coordinate()
-    if coordinate is None:  # this rank holds nothing of the tensor
-        return ()
-    compiling = torch.compiler.is_compiling()  # which takes no cached functions
-    find = find_parts.__wrapped__ if compiling else find_parts
+    coordinate = None if coordinate is None else tuple(coordinate)
     shapes = tuple(tensor.shape), tuple(shard.shape)
-    return find(*shapes, placements, mesh, tuple(coordinate), diagonal)
-
-
-def _check_lines(tensor: "DTensor", diagonal: Diagonal, kind: Kind) -> None:
-    """Refuses shards that end within a row, or a column, whose sum would need the other ranks."""
-    rows, columns = diagonal.resolved(tensor.ndim)
-    taps = range(2, tensor.ndim) if diagonal.taps == "center" else ()
-    needed, uncut = {
-        "rows": ("shards of whole rows", {columns, *taps}),
-        "columns": ("shards of whole columns", {rows, *taps}),
-        "scaled": ("replicas", {*range(tensor.ndim)}),
-    }[kind]
-    mesh, placements = tensor.device_mesh, tensor.placements
-    for placement, chunks in zip(placements, mesh.shape, strict=True):
-        if chunks > 1 and getattr(placement, "dim", None) in uncut:
-            raise ValueError(
-                f"expected {needed} for dominance={kind!r}, whose sums would otherwise need the "
-                f"other ranks, found {placements} of {tuple(tensor.shape)} on {mesh}"
-            )
+    return find(*shapes, tuple(tensor.placements), mesh, coordinate, diagonal, kind)
 
 
 @lru_cache(maxsize=4096)
@@ -187,10 +165,27 @@ def find_parts(
     found: tuple[int, ...],
     placements: "tuple[Placement, ...]",
     mesh: "DeviceMesh",
-    coordinate: tuple[int, ...],
+    coordinate: tuple[int, ...] | None,
     diagonal: Diagonal,
+    kind: Kind | None = None,
 ) -> tuple[Part, ...]:
     """The parts of a shard of shape ``found`` that hold diagonal entries; none may be left."""
+    dims = diagonal.resolved(len(shape))
+    taps = range(2, len(shape)) if diagonal.taps == "center" else range(0)
+    if kind:
+        needed, uncut = {
+            "rows": ("shards of whole rows", {dims[1], *taps}),
+            "columns": ("shards of whole columns", {dims[0], *taps}),
+            "scaled": ("replicas", {*range(len(shape))}),
+        }[kind]
+        for placement, chunks in zip(placements, mesh.shape, strict=True):
+            if chunks > 1 and getattr(placement, "dim", None) in uncut:
+                raise ValueError(
+                    f"expected {needed} for dominance={kind!r}, whose sums would otherwise need "
+                    f"the other ranks, found {placements} of {shape} on {mesh}"
+                )
+    if coordinate is None:  # this rank holds nothing of the tensor
+        return ()
     if not _is_known(shape, placements, mesh):
         raise ValueError(
             f"expected Shard or Replicate placements on a mesh that lists ranks in "
@@ -204,11 +199,10 @@ def find_parts(
             f"expected a shard of shape {expected} at {coordinate} of {mesh}, as "
             f"torch.chunk splits {shape} for {placements}, found {found}"
         )
-    dims = diagonal.resolved(len(shape))
     if not dims:
         return (((), diagonal),)
     cut: dict[int, slice] = {}  # by dimension
-    for dim in range(2, len(shape)) if diagonal.taps == "center" else ():
+    for dim in taps:
         center = (shape[dim] - 1) // 2
         if center not in held[dim]:
             return ()
