@@ -47,9 +47,11 @@ class Verdict:
                 f"expected {lines} that a diagonal entry can dominate, got {self.too_large} of "
                 f"{self.entries} whose absolute sum is beyond the largest number of the dtype"
             )
-        if not self.infeasible or infeasible == "reflect":
-            return None
-        if infeasible == "initial" and not self._is_meant:
+        # A diagonal that was set or learnt: of a default initialisation, half is positive.
+        constant = self.smallest == self.largest and self.infeasible == self.entries > 1
+        meant = not self.dominance and self.largest < 0 and (constant or self.entries >= 8)
+        silent = infeasible == "reflect" or (infeasible == "initial" and not meant)
+        if silent or not self.infeasible:
             return None
         if self.dominance:
             bound = f"<= {-limits.margin}" if limits.margin else "< 0"
@@ -78,12 +80,6 @@ class Verdict:
             f"set to {limits.inside:.6g}, as -|d| is not below {-limits.margin or 0:g}": self.moved,
         }
         return "; ".join(f"{count} {change}" for change, count in counts.items() if count)
-
-    @property
-    def _is_meant(self) -> bool:
-        """Whether the diagonal was set or learnt: of a default initialisation, half is positive."""
-        constant = self.smallest == self.largest and self.infeasible == self.entries > 1
-        return not self.dominance and self.largest < 0 and (constant or self.entries >= 8)
 
 
 @dataclass(frozen=True)

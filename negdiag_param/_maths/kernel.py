@@ -1,17 +1,13 @@
 """Puts a mapped diagonal on a weight: one copy forward, one copy backward, O(n) work besides.
 
-There are several forms of the same operation, because no single one is both fast and accepted by
-everything that traces or transforms PyTorch code:
-
-- ``_Fused``, an autograd function around one clone each way, in eager mode and ``torch.compile``;
-- for a projection, a clone that is clamped where autograd does not see it, so that its backward
-  pass is that of the clone: none;
-- ``torch.diagonal_scatter`` under ``torch.func`` and forward-mode AD, for maps that do not come
-  with a slope, for second derivatives, and for compiled dominance;
-- a ``torch.where`` without in-place writes, while exporting or tracing.
+No single form of the operation is both fast and accepted by everything that traces or transforms
+PyTorch code. In eager mode and ``torch.compile`` it is ``_Fused``, an autograd function around one
+clone each way, or for a projection a clone that is clamped where autograd does not see it, so that
+its backward pass is that of the clone: none. All else is a chain of differentiable operations:
+under ``torch.func`` and forward-mode AD, for maps that do not come with a slope, for second
+derivatives, for compiled dominance, and while exporting or tracing.
 """
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -33,9 +29,9 @@ def constrain(
     chains = traced or not strict.has_slope or is_transformed(original)
     if chains or (dominance and torch.compiler.is_compiling()):
         return _chained(original, diagonal, strict, dominance)
-    eta = dominance.eta if dominance else None
     needs_grad = original.requires_grad and torch.is_grad_enabled()
     if dominance or (needs_grad and not strict.is_projection):
+        eta = dominance.eta if dominance else None
         return _Fused.apply(original, eta, diagonal, strict, dominance)  # type: ignore[no-any-return, no-untyped-call]
     weight = original.clone()
     if strict.is_projection:
@@ -52,16 +48,6 @@ def project_(tensor: Tensor, diagonal: Diagonal, strict: StrictMap) -> None:
         diagonal.view(tensor).clamp_(max=strict.limits(tensor.dtype).bound)
 
 
-def mapped(entries: Tensor, strict: StrictMap) -> Tensor:
-    """The mapped values of the diagonal entries alone, differentiable to any order."""
-    if torch.onnx.is_in_onnx_export() or not strict.has_slope:
-        return strict.value(entries).to(entries.dtype)
-    # Straight-through: the strict value, with the derivatives of the smooth function.
-    smooth = strict.smooth(entries)
-    value = strict.value(entries.detach()).to(entries.dtype)
-    return value + (smooth - smooth.detach()).to(entries.dtype)
-
-
 def is_transformed(original: Tensor) -> bool:
     """Whether ``torch.func`` or forward-mode AD is at work, which ``_Fused`` does not support."""
     return not torch.compiler.is_compiling() and (
@@ -75,7 +61,7 @@ def _chained(
 ) -> Tensor:
     """:func:`constrain` as a chain of operations, differentiable to any order."""
     traced = _private.is_exporting() or torch.jit.is_tracing()
-    weight = diagonal.replaced(original, partial(mapped, strict=strict), traced)
+    weight = diagonal.replaced(original, strict.mapped, traced)
     if dominance is None:
         return weight
     limits = strict.limits(weight.dtype)

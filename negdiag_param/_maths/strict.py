@@ -83,9 +83,14 @@ class StrictMap:
         value, slope = self.scalar_map.value_and_slope(widened(original), limits)
         return value.clamp_(limits.lowest, limits.bound), slope
 
-    def smooth(self, original: Tensor) -> Tensor:
-        """A function with the derivatives of the map, finite in the dtype of its arithmetic."""
-        return self.scalar_map.smooth(widened(original), self.limits(original.dtype))
+    def mapped(self, original: Tensor) -> Tensor:
+        """The mapped entries in their own dtype, differentiable to any order."""
+        dtype = original.dtype
+        if torch.onnx.is_in_onnx_export() or not self.has_slope:
+            return self.value(original).to(dtype)
+        # Straight-through: the strict value, with the derivatives of the smooth function.
+        smooth = self.scalar_map.smooth(widened(original), self.limits(dtype))
+        return self.value(original.detach()).to(dtype) + (smooth - smooth.detach()).to(dtype)
 
     def inverse(self, entries: Tensor, sizes: Tensor | None = None) -> Tensor:
         """The originals that give the feasible ``entries``, or come nearest.

@@ -58,10 +58,11 @@ def constrain(
         shard = _Local.apply(original)  # type: ignore[no-untyped-call]
     found = _parts(original, shard, diagonal, dominance)
     if len(found) == 1 and not found[0][0]:
-        return _wrapped(operation(shard, found[0][1]), original)
-    weight = shard.clone()
-    for box, place in found:
-        weight[box] = operation(shard[box], place)
+        weight = operation(shard, found[0][1])
+    else:
+        weight = shard.clone()
+        for box, place in found:
+            weight[box] = operation(shard[box], place)
     return _wrapped(weight, original)
 
 
