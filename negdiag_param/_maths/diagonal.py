@@ -97,32 +97,31 @@ class Diagonal:
             return () if ndim < 2 else (0, 1)
         return tuple(dim % ndim for dim in self.dims) if self.dims else ()
 
-    def misfit(self, shape: torch.Size) -> str | None:
-        """What is wrong with this diagonal for a tensor of ``shape``, or None if it fits."""
-        ndim = len(shape)
-        dims = self.dims or ()
+    def fitted(self, shape: torch.Size) -> tuple[int, ...]:
+        """:meth:`resolved` for a tensor of ``shape``; raises a ValueError if that does not fit."""
+        ndim, dims = len(shape), self.dims or ()
         if any(not -ndim <= dim < ndim for dim in dims):
-            return f"expected dims within {ndim} dimensions, got dims={dims}"
+            raise ValueError(f"expected dims within {ndim} dimensions, got dims={dims}")
         dims = self.resolved(ndim)
         if dims and dims[0] == dims[1]:
-            return f"expected two different dims, got dims={self.dims}"
+            raise ValueError(f"expected two different dims, got dims={self.dims}")
         if not dims and self.blocks != 1:
-            return f"expected blocks=1 where every entry is diagonal, got blocks={self.blocks}"
+            found = f"got blocks={self.blocks}"
+            raise ValueError(f"expected blocks=1 where every entry is diagonal, {found}")
         if dims and shape[dims[0]] % self.blocks:
-            return (
+            raise ValueError(
                 f"expected blocks to divide the {shape[dims[0]]} rows of dimension {dims[0]}, "
                 f"got blocks={self.blocks}"
             )
         if self.taps == "center" and (dims != (0, 1) or ndim < 3 or 0 in shape[2:]):
-            return "expected kernel dimensions after dims=(0, 1) for taps='center', found none"
-        return None
+            raise ValueError(
+                "expected kernel dimensions after dims=(0, 1) for taps='center', found none"
+            )
+        return dims
 
     def _blocked(self, tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """A view with each of the blocks apart, and the dimensions of rows and columns in it."""
-        misfit = self.misfit(tensor.shape)
-        if misfit:
-            raise ValueError(misfit)
-        dims = self.resolved(tensor.ndim)
+        dims = self.fitted(tensor.shape)
         if self.blocks == 1:
             return tensor, dims
         row, column = dims

@@ -31,22 +31,24 @@ class Dominance:
     kind: Kind
     eta: Tensor | None = None
 
-    def misfit(self, diagonal: Diagonal, shape: torch.Size) -> str | None:
-        """What keeps a tensor of ``shape`` from being square matrices, or None."""
+    def check(self, diagonal: Diagonal, shape: torch.Size) -> None:
+        """Raises a ValueError if a tensor of ``shape`` is not square matrices."""
         ndim, asked = len(shape), f"for dominance={self.kind!r}"
-        dims = diagonal.resolved(ndim)
+        dims = diagonal.fitted(shape)
         if not dims:
-            return f"expected a matrix {asked}, got a tensor of which every entry is diagonal"
+            raise ValueError(
+                f"expected a matrix {asked}, got a tensor of which every entry is diagonal"
+            )
         if ndim > 2 and diagonal.dims is None and diagonal.taps == "all":
-            return (
+            raise ValueError(
                 f"expected taps='center' for a convolution, or dims for a batch of matrices, "
                 f"{asked}, got neither"
             )
         rows, columns = shape[dims[0]] // diagonal.blocks, shape[dims[1]]
         if rows != columns:
             each = "" if diagonal.blocks == 1 else f" in each of {diagonal.blocks} blocks"
-            return f"expected a square matrix {asked}, got {rows} rows and {columns} columns{each}"
-        return None
+            found = f"{rows} rows and {columns} columns{each}"
+            raise ValueError(f"expected a square matrix {asked}, got {found}")
 
     def assigned(self, weight: Tensor, diagonal: Diagonal, limits: Limits) -> Assigned:
         """The diagonal entries of ``weight``, with what they have to outweigh."""

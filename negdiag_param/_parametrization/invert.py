@@ -48,11 +48,9 @@ def check(
     if tensor.dtype not in FLOAT_DTYPES:
         raise TypeError(f"expected float16, bfloat16, float32 or float64, got {summary(tensor)}")
     with described(after=f"; got {summary(tensor)}"):
-        misfit = diagonal.misfit(tensor.shape)
-        if dominance and not misfit:
-            misfit = dominance.misfit(diagonal, tensor.shape)
-        if misfit:
-            raise ValueError(misfit)
+        diagonal.fitted(tensor.shape)
+        if dominance:
+            dominance.check(diagonal, tensor.shape)
         strict.limits(tensor.dtype)
     shards.parts(tensor, diagonal, dominance)
 

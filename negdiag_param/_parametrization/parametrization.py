@@ -9,7 +9,6 @@ from typing_extensions import Self, Unpack, override
 from negdiag_param._callers import warn_user
 from negdiag_param._maths.dominance import Dominance
 from negdiag_param._maths.feasible import INFEASIBLE, Infeasible
-from negdiag_param._maths.kernel import constrain
 from negdiag_param._maths.limits import FLOAT_DTYPES
 from negdiag_param._maths.strict import ScalarMap, StrictMap
 from negdiag_param._parametrization import custom, mark
@@ -183,7 +182,7 @@ class NegativeDiagonal(ChecksCasts):
             return self.strict.mapped(diagonal.view(original))
         if dominance.eta is not None:
             dominance = Dominance(dominance.kind, shards.whole(dominance.eta))
-        return diagonal.view(constrain(original, diagonal, self.strict, dominance))
+        return diagonal.view(shards.constrain(original, diagonal, self.strict, dominance))
 
     @override
     def get_extra_state(self) -> Tensor:

@@ -66,12 +66,6 @@ def constrain(
     return _wrapped(weight, original)
 
 
-def project_(original: Tensor, diagonal: Diagonal, strict: StrictMap) -> None:
-    """Sets what this rank holds of the diagonal to the bound, where it is beyond."""
-    for part, place in parts(original, diagonal):
-        kernel.project_(part, place, strict)
-
-
 def parts(
     tensor: Tensor, diagonal: Diagonal, dominance: Dominance | None = None
 ) -> list[tuple[Tensor, Diagonal]]:
@@ -115,7 +109,7 @@ def like(value: Tensor, target: Tensor) -> Tensor:
         return value
     mesh, coordinate = target.device_mesh, target.device_mesh.get_coordinate()
     if coordinate is not None:
-        for dim, held in enumerate(ranges(value.shape, target.placements, mesh.shape, coordinate)):
+        for dim, held in enumerate(ranges(value.shape, target.placements, mesh, coordinate)):
             value = value.narrow(dim, held.start, len(held))
     return _wrapped(value.clone(), target)
 
@@ -154,8 +148,7 @@ def _parts(
     # Compilers take no cached functions.
     find = find_parts.__wrapped__ if torch.compiler.is_compiling() else find_parts
     mesh, kind = tensor.device_mesh, dominance.kind if dominance else None
-    coordinate = mesh.get_coordinate()
-    coordinate = None if coordinate is None else tuple(coordinate)
+    coordinate = tuple(mesh.get_coordinate() or ())
     shapes = tuple(tensor.shape), tuple(shard.shape)
     return find(*shapes, tuple(tensor.placements), mesh, coordinate, diagonal, kind)
 
@@ -166,7 +159,7 @@ def find_parts(
     found: tuple[int, ...],
     placements: "tuple[Placement, ...]",
     mesh: "DeviceMesh",
-    coordinate: tuple[int, ...] | None,
+    coordinate: tuple[int, ...],
     diagonal: Diagonal,
     kind: Kind | None = None,
 ) -> tuple[Part, ...]:
@@ -185,15 +178,9 @@ def find_parts(
                     f"expected {needed} for dominance={kind!r}, whose sums would otherwise need "
                     f"the other ranks, found {placements} of {shape} on {mesh}"
                 )
-    if coordinate is None:  # this rank holds nothing of the tensor
+    if len(coordinate) < mesh.ndim:  # this rank holds nothing of the tensor
         return ()
-    if not _is_known(shape, placements, mesh):
-        raise ValueError(
-            f"expected Shard or Replicate placements on a mesh that lists ranks in "
-            f"ascending order, or such as fully_shard makes over tensor parallelism that splits "
-            f"evenly, found {placements} of {shape} on {mesh}; redistribute the tensor first"
-        )
-    held = ranges(shape, placements, mesh.shape, coordinate)
+    held = ranges(shape, placements, mesh, coordinate)
     expected = tuple(map(len, held))
     if expected != found:
         raise ValueError(
@@ -226,38 +213,41 @@ def find_parts(
     return tuple(parts)
 
 
-def _is_known(
-    shape: tuple[int, ...], placements: "tuple[Placement, ...]", mesh: "DeviceMesh"
-) -> bool:
-    """Whether what a rank holds is what :func:`ranges` says, and what PyTorch takes it for."""
-    pieces, strided = [1] * len(shape), set()
-    for placement, chunks in zip(reversed(placements), reversed(mesh.shape), strict=True):
-        if not placement.is_replicate():
-            if type(placement).__name__ not in {"Shard", "_StridedShard"}:
-                return False
-            dim, factor = placement.dim, getattr(placement, "split_factor", 1)  # type: ignore[attr-defined]
-            strided |= {dim} if factor > 1 else set()
-            if dim in strided and (factor != pieces[dim] or shape[dim] % factor):
-                return False
-            pieces[dim] *= chunks
-    # Shards are scattered and gathered in the order of ranks, but cut by place in the mesh.
-    return torch.compiler.is_compiling() or all(
-        bool((mesh.mesh.diff(dim=dim) > 0).all()) for dim in range(mesh.ndim)
-    )
-
-
 def ranges(
     shape: Sequence[int],
     placements: "Sequence[Placement]",
-    mesh: Sequence[int],
+    mesh: "DeviceMesh",
     coordinate: Sequence[int],
 ) -> list[range]:
-    """The global indices that a rank holds of each dimension; strided shards split what is left."""
+    """The global indices of each dimension that a rank holds, if that is what PyTorch takes it for.
+
+    Raises:
+        ValueError: if it may not be.
+    """
+    # Shards are scattered and gathered in the order of ranks, but cut by place in the mesh.
+    known = torch.compiler.is_compiling() or all(
+        bool((mesh.mesh.diff(dim=dim) > 0).all()) for dim in range(mesh.ndim)
+    )
+    every: list[Any] = [*zip(placements, mesh.shape, coordinate, strict=True)]
+    splits = [split for split in every if not split[0].is_replicate()]
+    pieces, strided = [1] * len(shape), set()
+    for placement, chunks, _ in reversed(splits):
+        known = known and type(placement).__name__ in {"Shard", "_StridedShard"}
+        if known:
+            dim, factor = placement.dim, getattr(placement, "split_factor", 1)
+            strided |= {dim} if factor > 1 else set()
+            known = dim not in strided or (factor == pieces[dim] and shape[dim] % factor == 0)
+            pieces[dim] *= chunks
+    if not known:
+        raise ValueError(
+            f"expected Shard or Replicate placements on a mesh that lists ranks in "
+            f"ascending order, or such as fully_shard makes over tensor parallelism that splits "
+            f"evenly, found {placements} of {shape} on {mesh}; redistribute the tensor first"
+        )
     found = [range(size) for size in shape]
-    splits = zip(placements, mesh, coordinate, strict=True)
+    # Strided shards split what is left.
     for placement, chunks, chunk in sorted(splits, key=lambda s: getattr(s[0], "split_factor", 1)):
-        if not placement.is_replicate():
-            held = found[placement.dim]  # type: ignore[attr-defined]
-            size = -(-len(held) // chunks)  # as torch.chunk has it
-            found[placement.dim] = held[size * chunk : size * (chunk + 1)]  # type: ignore[attr-defined]
+        held = found[placement.dim]
+        size = -(-len(held) // chunks)  # as torch.chunk has it
+        found[placement.dim] = held[size * chunk : size * (chunk + 1)]
     return found

@@ -79,7 +79,7 @@ def test_a_rank_holds_what_chunks_leave_it(data):
     layout = data.draw(layouts(len(shape)))
     assume(splits_evenly(shape, layout))
     placements, mesh, coordinate = layout
-    for dim, held in enumerate(shards.ranges(shape, placements, mesh.shape, coordinate)):
+    for dim, held in enumerate(shards.ranges(shape, placements, mesh, coordinate)):
         assert [*held] == indices(dim, shape[dim], layout).tolist()
 
 
