@@ -1,11 +1,10 @@
 """Puts a mapped diagonal on a weight: one copy forward, one copy backward, O(n) work besides.
 
-No single form of the operation is both fast and accepted by everything that traces or transforms
-PyTorch code. In eager mode and ``torch.compile`` it is ``_Fused``, an autograd function around one
-clone each way, or for a projection a clone that is clamped where autograd does not see it, so that
-its backward pass is that of the clone: none. All else is a chain of differentiable operations:
-under ``torch.func`` and forward-mode AD, for maps that do not come with a slope, for second
-derivatives, for compiled dominance, and while exporting or tracing.
+No single form is both fast and accepted by everything that traces or transforms PyTorch code. In
+eager mode and ``torch.compile`` it is ``_Fused``, an autograd function around one clone each way;
+for a projection, a clone that is clamped where autograd does not see it, so that its backward pass
+is that of the clone: none. All else is a chain of operations: under ``torch.func`` and forward-mode
+AD, for maps without a slope, second derivatives and compiled dominance, and in exports and traces.
 """
 
 from typing import Any
@@ -81,14 +80,8 @@ def _chained(
 
 class _Fused(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        original: Tensor,
-        eta: Tensor | None,
-        diagonal: Diagonal,
-        strict: StrictMap,
-        dominance: Dominance | None,
-    ) -> Tensor:
+    def forward(ctx: Any, original: Tensor, eta: Tensor | None, *others: Any) -> Tensor:
+        diagonal, strict, dominance = ctx.others = others
         weight = original.abs() if dominance else original.clone()
         entries = diagonal.view(weight)
         if dominance:  # first the sizes, later the weight: two copies take longer
@@ -103,7 +96,6 @@ class _Fused(torch.autograd.Function):
             value = below(value.to(weight.dtype), sizes * up, strict.limits(weight.dtype))
         entries.copy_(value)
         ctx.save_for_backward(original, eta)
-        ctx.others = diagonal, strict, dominance
         return weight
 
     @staticmethod

@@ -1,9 +1,9 @@
 """Scalar maps from the real line to the negative numbers, strict in every floating dtype.
 
-A map works on tensors of any shape, entry by entry, in float32 or wider. It uses only operations
-that round an entry in the same way wherever it lies. PyTorch's ``softplus`` and ``sigmoid`` do not:
-the vectorised body and the scalar tail of their loops differ in the last bits, so the weight of a
-shard would differ from that part of the whole weight.
+A map works entry by entry, in float32 or wider, and uses only operations that round an entry in the
+same way wherever it lies. PyTorch's ``softplus`` and ``sigmoid`` do not: the vectorised body and
+the scalar tail of their loops differ in the last bits, so the weight of a shard would differ from
+that part of the whole weight.
 """
 
 from abc import ABC, abstractmethod
@@ -144,10 +144,9 @@ def _nearest(
         goes_up = (difference < 0) | ((difference == 0) & (middle < 0))
         left, right = torch.where(goes_up, middle + 1, left), torch.where(goes_up, right, middle)
         left = torch.minimum(left, right)
-    best = number(left, goal.dtype)
-    error = (function(best) - goal).abs()
-    for step in (-1, 1, -2):
-        other = number((left + step).clamp(lowest, highest), goal.dtype)
-        its = (function(other) - goal).abs()
-        best, error = torch.where(its < error, other, best), torch.minimum(its, error)
+    best, error = goal, torch.full_like(goal, torch.inf)
+    for step in (0, -1, 1, -2):
+        x = number((left + step).clamp(lowest, highest), goal.dtype)
+        its = (function(x) - goal).abs()
+        best, error = torch.where(its < error, x, best), torch.minimum(its, error)
     return best

@@ -71,9 +71,7 @@ def parts(
 ) -> list[tuple[Tensor, Diagonal]]:
     """Views of what this rank holds of ``tensor``, with the diagonal in each.
 
-    Raises:
-        ValueError: if the placements do not say exactly where it is, or keep the ``dominance`` from
-            being computed.
+    Refuses placements that do not say exactly where it is, or keep ``dominance`` from its sums.
     """
     if not is_sharded(tensor):
         return [(tensor, diagonal)]
@@ -219,11 +217,7 @@ def ranges(
     mesh: "DeviceMesh",
     coordinate: Sequence[int],
 ) -> list[range]:
-    """The global indices of each dimension that a rank holds, if that is what PyTorch takes it for.
-
-    Raises:
-        ValueError: if it may not be.
-    """
+    """The global indices that a rank holds of each dimension; refuses what is not known exactly."""
     # Shards are scattered and gathered in the order of ranks, but cut by place in the mesh.
     known = torch.compiler.is_compiling() or all(
         bool((mesh.mesh.diff(dim=dim) > 0).all()) for dim in range(mesh.ndim)
