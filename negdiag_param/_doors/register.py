@@ -147,10 +147,10 @@ def _planned(target: Target, template: NegativeDiagonal) -> tuple[NegativeDiagon
         check(value, options.diagonal, template.strict)
         # What the layer says of dims and blocks is written in one form only, so that checkpoints
         # of the same meaning carry the same mark.
-        dims, blocks = options.diagonal.resolved(value.ndim), options.blocks
+        dims, blocks = options.diagonal.fitted(value.shape), options.blocks
         if blocks is None and dims == (0, 1):
             blocks = layers.blocks(owner, tensor_name)
-        usual = Diagonal().resolved(value.ndim)
+        usual = Diagonal().fitted(value.shape)
         planned = copy.deepcopy(template)
         planned.options = replace(
             options,

@@ -91,23 +91,20 @@ class Diagonal:
         entries = blocked if places == last else blocked.movedim(places, last)
         return entries, tuple(range(last[0])) if center else (), restored
 
-    def resolved(self, ndim: int) -> tuple[int, ...]:
-        """``dims`` as non-negative numbers, for a tensor of ``ndim`` dimensions."""
-        if self.dims is None:
-            return () if ndim < 2 else (0, 1)
-        return tuple(dim % ndim for dim in self.dims) if self.dims else ()
-
-    def fitted(self, shape: torch.Size) -> tuple[int, ...]:
-        """:meth:`resolved` for a tensor of ``shape``; raises a ValueError if that does not fit."""
-        ndim, dims = len(shape), self.dims or ()
+    def fitted(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """``dims`` as non-negative numbers; raises a ValueError if the diagonal has no place."""
+        ndim, dims = len(shape), self.dims
+        if dims is None:
+            dims = () if ndim < 2 else (0, 1)
         if any(not -ndim <= dim < ndim for dim in dims):
             raise ValueError(f"expected dims within {ndim} dimensions, got dims={dims}")
-        dims = self.resolved(ndim)
+        dims = tuple(dim % ndim for dim in dims)
         if dims and dims[0] == dims[1]:
             raise ValueError(f"expected two different dims, got dims={self.dims}")
         if not dims and self.blocks != 1:
-            found = f"got blocks={self.blocks}"
-            raise ValueError(f"expected blocks=1 where every entry is diagonal, {found}")
+            raise ValueError(
+                f"expected blocks=1 where every entry is diagonal, got blocks={self.blocks}"
+            )
         if dims and shape[dims[0]] % self.blocks:
             raise ValueError(
                 f"expected blocks to divide the {shape[dims[0]]} rows of dimension {dims[0]}, "

@@ -162,7 +162,7 @@ def find_parts(
     kind: Kind | None = None,
 ) -> tuple[Part, ...]:
     """The parts of a shard of shape ``found`` that hold diagonal entries; none may be left."""
-    dims = diagonal.resolved(len(shape))
+    dims = diagonal.fitted(shape)
     taps = range(2, len(shape)) if diagonal.taps == "center" else range(0)
     if kind:
         needed, uncut = {
