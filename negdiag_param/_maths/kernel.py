@@ -28,8 +28,8 @@ def constrain(
     chains = traced or not strict.has_slope or is_transformed(original)
     if chains or (dominance and torch.compiler.is_compiling()):
         return _chained(original, diagonal, strict, dominance)
-    needs_grad = original.requires_grad and torch.is_grad_enabled()
-    if dominance or (needs_grad and not strict.is_projection):
+    trains = not strict.is_projection and original.requires_grad and torch.is_grad_enabled()
+    if dominance or trains:
         eta = dominance.eta if dominance else None
         return _Fused.apply(original, eta, diagonal, strict, dominance)  # type: ignore[no-any-return, no-untyped-call]
     weight = original.clone()

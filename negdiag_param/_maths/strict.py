@@ -107,21 +107,20 @@ class StrictMap:
 
         if sizes is not None:
             goal = (goal + sizes).clamp(max=limits.bound)
+        ends = limits.lowest, self.scalar_map.highest(limits)
+        low, high = (torch.full_like(entries, end) for end in ends)
         start = self.scalar_map.inverse(goal, limits)
-        if start is not None:
-            original = start.to(entries.dtype)
-            missed = function(original) != entries
-            if not missed.any():
-                return original
-        highest = self.scalar_map.highest(limits)
-        low, high = (torch.full_like(goal, end) for end in (limits.lowest, highest))
-        if start is not None and not self.has_slope:
+        if start is None:
+            return _nearest(function, entries, low, high)
+        original = start.to(entries.dtype)
+        missed = function(original) != entries
+        if not missed.any():
+            return original
+        if not self.has_slope:
             # A user's map may be monotonic only near the inverse, which has rounding errors.
             reach = torch.finfo(entries.dtype).eps ** 0.5 * (1 + start.abs())
-            low, high = torch.maximum(low, start - reach), torch.minimum(high, start + reach)
-        found = _nearest(function, entries, low.to(entries.dtype), high.to(entries.dtype))
-        if start is None:
-            return found
+            low, high = ((start + side).clamp(*ends).to(entries.dtype) for side in (-reach, reach))
+        found = _nearest(function, entries, low, high)
         return torch.where(missed & (function(found) == entries), found, original)
 
 
@@ -143,7 +142,6 @@ def _nearest(
         # Where the function equals the goal, go on towards zero.
         goes_up = (difference < 0) | ((difference == 0) & (middle < 0))
         left, right = torch.where(goes_up, middle + 1, left), torch.where(goes_up, right, middle)
-        left = torch.minimum(left, right)
     best, error = goal, torch.full_like(goal, torch.inf)
     for step in (0, -1, 1, -2):
         x = number((left + step).clamp(lowest, highest), goal.dtype)

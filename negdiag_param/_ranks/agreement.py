@@ -28,15 +28,12 @@ def agreed(verdict: Verdict, fails: bool, weight: Tensor) -> tuple[Verdict, int 
 @contextmanager
 def together(tensors: Iterable[Tensor], name: str) -> Iterator[None]:
     """Raises what the block raises; if that is on another rank, a ValueError that names it."""
-    reason = None
     try:
         yield
     except Exception as error:
-        reason = error
-    said = exchanged(f"{type(reason).__name__}: {reason}" if reason is not None else "", tensors)
-    if reason is not None:
-        raise reason
-    for rank, text in sorted(said.items()):
+        exchanged(f"{type(error).__name__}: {error}", tensors)
+        raise
+    for rank, text in sorted(exchanged("", tensors).items()):
         if text:
             raise ValueError(f"{name}: expected all ranks to go on, rank {rank} cannot: {text}")
 
