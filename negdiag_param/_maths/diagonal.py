@@ -1,23 +1,15 @@
 """Where the diagonal entries of a weight are."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 Taps = Literal["all", "center"]
 TAPS: tuple[Taps, ...] = ("all", "center")
-
-
-class Matrices(NamedTuple):
-    """The matrices in a tensor."""
-
-    entries: Tensor  # a view of the tensor, whose last two dimensions are rows and columns
-    kernel: tuple[int, ...]  # its first dimensions, if they belong to both rows and columns
-    restored: Callable[[Tensor], Tensor]  # to the shape of the tensor
 
 
 @dataclass(frozen=True)
@@ -41,53 +33,55 @@ class Diagonal:
         usual = self.blocks == 1 and self.taps == "all" and self.dims in (None, (0, 1))
         if usual and tensor.ndim == 2:
             return tensor.diagonal(self.offset)  # as below, but quickly
-        dims = self._fitting(tensor)
+        blocked, dims = self._blocked(tensor)
         if not dims:
             return tensor
         if self.taps == "center":
             for size in tensor.shape[2:]:
-                tensor = tensor.select(2, (size - 1) // 2)
-        blocked, row, column = self._blocked(tensor, dims)
-        return blocked.diagonal(self.offset, row, column)
+                blocked = blocked.select(dims[1] + 1, (size - 1) // 2)
+        return blocked.diagonal(self.offset, *dims)
 
-    def scattered(self, tensor: Tensor, values: Tensor) -> Tensor:
-        """A copy of ``tensor`` with ``values`` on the diagonal, differentiable in every mode."""
-        dims = self._fitting(tensor)
+    def replaced(
+        self, tensor: Tensor, value: Callable[[Tensor], Tensor], traced: bool = False
+    ) -> Tensor:
+        """A copy of ``tensor`` with ``value`` of its diagonal there, differentiable in every mode.
+
+        Exporters and tracers drop or misplace writes through a diagonal view, and the legacy ONNX
+        exporter forgets the shape of what it reads through one: with ``traced`` there is none.
+        """
+        blocked, dims = self._blocked(tensor)
         if not dims:
-            return values
-        blocked, row, column = self._blocked(tensor, dims)
+            return value(tensor)
+        if traced:
+            matrices, kernel, restored = self.matrices(tensor)
+            mask = _steps(matrices, -2) + self.offset == _steps(matrices, -1)
+            mask = mask & _is_center(matrices, kernel) if kernel else mask
+            # Along the longer of both, a line has at most one diagonal entry, which is its sum.
+            across = -2 if matrices.shape[-2] > matrices.shape[-1] else -1
+            values = value(matrices.masked_fill(~mask, 0).sum(across)).unsqueeze(across)
+            return restored(torch.where(mask, values, matrices))
+        values = value(self.view(tensor))
         if self.taps == "center":
             # Not select_scatter, which gives wrong second derivatives under torch.func.
-            every = blocked.diagonal(self.offset, row, column)
-            kernel = range(self.blocks > 1, every.ndim - 1)
-            for dim in kernel:
+            every = blocked.diagonal(self.offset, *dims)
+            taps = range(dims[0], every.ndim - 1)
+            for dim in taps:
                 values = values.unsqueeze(dim)
-            values = torch.where(_is_center(every, kernel), values, every)
-        scattered = blocked.diagonal_scatter(values, self.offset, row, column)
+            values = torch.where(_is_center(every, taps), values, every)
+        scattered = blocked.diagonal_scatter(values, self.offset, *dims)
         return scattered if self.blocks == 1 else scattered.view(tensor.shape)
 
-    def exported(self, tensor: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
-        """A copy of ``tensor`` with ``value`` of its diagonal there, for exporters and tracers.
+    def matrices(
+        self, tensor: Tensor
+    ) -> tuple[Tensor, tuple[int, ...], Callable[[Tensor], Tensor]]:
+        """The matrices in ``tensor``, as a view whose last two dimensions are rows and columns.
 
-        They drop or misplace writes through a diagonal view, and the legacy ONNX exporter forgets
-        the shape of what it reads through one.
+        With the first dimensions of the view, if they belong to both rows and columns, and what
+        gives such a view the shape of ``tensor``. Values of the diagonal broadcast against lines.
         """
-        if not self._fitting(tensor):
-            return value(tensor)
-        matrices, kernel, restored = self.matrices(tensor)
-        mask = _steps(matrices, -2) + self.offset == _steps(matrices, -1)
-        if kernel:
-            mask = mask & _is_center(matrices, kernel)
-        # A line along the longer of the two matrix dims has at most one diagonal entry: its sum.
-        across = -2 if matrices.shape[-2] > matrices.shape[-1] else -1
-        values = value(matrices.masked_fill(~mask, 0).sum(across)).unsqueeze(across)
-        return restored(torch.where(mask, values, matrices))
-
-    def matrices(self, tensor: Tensor) -> Matrices:
-        """The matrices in ``tensor``; values of the diagonal broadcast against their lines."""
-        blocked, row, column = self._blocked(tensor, self._fitting(tensor))
+        blocked, dims = self._blocked(tensor)
         center = self.taps == "center"
-        places = [*range(column + 1)] if center else [row, column]
+        places = [*range(dims[1] + 1)] if center else [*dims]
         last = [*range(blocked.ndim - len(places), blocked.ndim)]
 
         def restored(matrices: Tensor) -> Tensor:
@@ -95,52 +89,46 @@ class Diagonal:
             return matrices if self.blocks == 1 else matrices.reshape(tensor.shape)
 
         entries = blocked if places == last else blocked.movedim(places, last)
-        return Matrices(entries, tuple(range(last[0])) if center else (), restored)
+        return entries, tuple(range(last[0])) if center else (), restored
 
-    def resolved(self, ndim: int) -> tuple[int, ...]:
-        """``dims`` as non-negative numbers, for a tensor of ``ndim`` dimensions."""
-        if self.dims is None:
-            return () if ndim < 2 else (0, 1)
-        return tuple(dim % ndim for dim in self.dims) if self.dims else ()
-
-    def misfit(self, shape: torch.Size) -> str | None:
-        """What is wrong with this diagonal for a tensor of ``shape``, or None if it fits."""
-        ndim = len(shape)
-        dims = self.dims or ()
+    def fitted(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """``dims`` as non-negative numbers; raises a ValueError if the diagonal has no place."""
+        ndim, dims = len(shape), self.dims
+        if dims is None:
+            dims = () if ndim < 2 else (0, 1)
         if any(not -ndim <= dim < ndim for dim in dims):
-            return f"expected dims within {ndim} dimensions, got dims={dims}"
-        dims = self.resolved(ndim)
+            raise ValueError(f"expected dims within {ndim} dimensions, got dims={dims}")
+        dims = tuple(dim % ndim for dim in dims)
         if dims and dims[0] == dims[1]:
-            return f"expected two different dims, got dims={self.dims}"
+            raise ValueError(f"expected two different dims, got dims={self.dims}")
         if not dims and self.blocks != 1:
-            return f"expected blocks=1 where every entry is diagonal, got blocks={self.blocks}"
+            raise ValueError(
+                f"expected blocks=1 where every entry is diagonal, got blocks={self.blocks}"
+            )
         if dims and shape[dims[0]] % self.blocks:
-            return (
+            raise ValueError(
                 f"expected blocks to divide the {shape[dims[0]]} rows of dimension {dims[0]}, "
                 f"got blocks={self.blocks}"
             )
         if self.taps == "center" and (dims != (0, 1) or ndim < 3 or 0 in shape[2:]):
-            return "expected kernel dimensions after dims=(0, 1) for taps='center', found none"
-        return None
+            raise ValueError(
+                "expected kernel dimensions after dims=(0, 1) for taps='center', found none"
+            )
+        return dims
 
-    def _fitting(self, tensor: Tensor) -> tuple[int, ...]:
-        misfit = self.misfit(tensor.shape)
-        if misfit:
-            raise ValueError(misfit)
-        return self.resolved(tensor.ndim)
-
-    def _blocked(self, tensor: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, int, int]:
+    def _blocked(self, tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """A view with each of the blocks apart, and the dimensions of rows and columns in it."""
-        row, column = dims
+        dims = self.fitted(tensor.shape)
         if self.blocks == 1:
-            return tensor, row, column
-        shape = list(tensor.shape)
-        shape[row : row + 1] = [self.blocks, shape[row] // self.blocks]
+            return tensor, dims
+        row, column = dims
         # view, not unflatten: gradcheck's batched mode has no rule for unflatten.
-        return tensor.view(shape), row + 1, column + (column > row)
+        size = tensor.shape[row] // self.blocks
+        blocked = tensor.view(*tensor.shape[:row], self.blocks, size, *tensor.shape[row + 1 :])
+        return blocked, (row + 1, column + (column > row))
 
 
-def _is_center(tensor: Tensor, dims: Iterable[int]) -> Tensor:
+def _is_center(tensor: Tensor, dims: Sequence[int]) -> Tensor:
     """Where the index is the middle one in all of ``dims``, to broadcast against ``tensor``."""
     masks = (_steps(tensor, dim) == (tensor.shape[dim] - 1) // 2 for dim in dims)
     return reduce(torch.logical_and, masks)

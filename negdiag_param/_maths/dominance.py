@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from negdiag_param._maths.diagonal import Diagonal
-from negdiag_param._maths.feasible import Sizes, is_infeasible
+from negdiag_param._maths.feasible import Assigned
 from negdiag_param._maths.limits import Limits, exact_dtype, widened
 
 Kind = Literal["rows", "columns", "scaled"]
@@ -31,30 +31,33 @@ class Dominance:
     kind: Kind
     eta: Tensor | None = None
 
-    def misfit(self, diagonal: Diagonal, shape: torch.Size) -> str | None:
-        """What keeps a tensor of ``shape`` from being square matrices, or None."""
+    def check(self, diagonal: Diagonal, shape: torch.Size) -> None:
+        """Raises a ValueError if a tensor of ``shape`` is not square matrices."""
         ndim, asked = len(shape), f"for dominance={self.kind!r}"
-        dims = diagonal.resolved(ndim)
+        dims = diagonal.fitted(shape)
         if not dims:
-            return f"expected a matrix {asked}, got a tensor of which every entry is diagonal"
+            raise ValueError(
+                f"expected a matrix {asked}, got a tensor of which every entry is diagonal"
+            )
         if ndim > 2 and diagonal.dims is None and diagonal.taps == "all":
-            return (
+            raise ValueError(
                 f"expected taps='center' for a convolution, or dims for a batch of matrices, "
                 f"{asked}, got neither"
             )
         rows, columns = shape[dims[0]] // diagonal.blocks, shape[dims[1]]
         if rows != columns:
             each = "" if diagonal.blocks == 1 else f" in each of {diagonal.blocks} blocks"
-            return f"expected a square matrix {asked}, got {rows} rows and {columns} columns{each}"
-        return None
+            found = f"{rows} rows and {columns} columns{each}"
+            raise ValueError(f"expected a square matrix {asked}, got {found}")
 
-    def sizes(self, weight: Tensor, diagonal: Diagonal) -> Sizes:
-        """What the diagonal has to be larger than."""
+    def assigned(self, weight: Tensor, diagonal: Diagonal, limits: Limits) -> Assigned:
+        """The diagonal entries of ``weight``, with what they have to outweigh."""
         rest = weight.detach().abs()
         diagonal.view(rest).zero_()
         sizes, up = self.sums(rest, diagonal)
         exact, _ = self.sums(rest.to(exact_dtype(rest)).where(rest.isfinite(), torch.nan), diagonal)
-        return Sizes(sizes * up, exact)
+        entries = diagonal.view(weight)
+        return Assigned(entries, limits, sizes * up, exact, self.kind, diagonal.offset)
 
     def scaled(self, weight: Tensor, diagonal: Diagonal, limits: Limits) -> "Dominance":
         """Under the same scaling or, where that fails, one that makes the matrix dominant, if any.
@@ -62,20 +65,19 @@ class Dominance:
         With the sizes D of the diagonal entries, less the margin, and N of the others, there is one
         exactly if D - N is a nonsingular M-matrix, and then the solution of (D - N) s = D 1 is one.
         """
-        entries = diagonal.view(weight)
         rest = weight.to(exact_dtype(weight)).abs()
         diagonal.view(rest).zero_()
         others, kernel, _ = diagonal.matrices(rest)
         others = others.sum(kernel) if kernel else others
-        sizes = -entries.to(others.dtype) - limits.margin
+        sizes = -diagonal.view(weight).to(others.dtype) - limits.margin
         solution = torch.linalg.solve_ex(torch.diag_embed(sizes) - others, sizes.unsqueeze(-1))
         eta = solution.result.squeeze(-1).log()
         eta = (eta - eta.mean(-1, keepdim=True)).to(weight.dtype)
         known = torch.zeros_like(eta) if self.eta is None else self.eta.detach().to(eta)
 
         def fails(eta: Tensor) -> Tensor:
-            sizes = Dominance(self.kind, eta).sizes(weight, diagonal)
-            return is_infeasible(entries, sizes, limits).any(-1, keepdim=True)
+            dominance = Dominance(self.kind, eta)
+            return dominance.assigned(weight, diagonal, limits).failing.any(-1, keepdim=True)
 
         return Dominance(self.kind, torch.where(fails(known) & ~fails(eta), eta, known))
 
@@ -108,9 +110,9 @@ class Dominance:
             price = price / scaling
         price = price.unsqueeze(-2 if self.kind == "columns" else -1)
         if self.eta is not None and self.eta.requires_grad:
-            paid = widened(signs * diagonal.matrices(original).entries) * price
+            paid = widened(signs * diagonal.matrices(original)[0]) * price
             eta_grad = (paid.sum((*kernel, -1)) - paid.sum((*kernel, -2))).to(self.eta)
-        whole = torch.addcmul(diagonal.matrices(grad).entries, signs, price, value=-1)
+        whole = torch.addcmul(diagonal.matrices(grad)[0], signs, price, value=-1)
         return restored(whole), eta_grad
 
 

@@ -1,30 +1,18 @@
 """What becomes of a diagonal that is assigned: kept, reflected, lowered or refused."""
 
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from negdiag_param._maths.limits import Limits, below, exact_dtype, widened
+from negdiag_param._maths.limits import Limits, below, exact_dtype
 
 # What users choose from, and what "warn" is where a weight is initialised.
 Infeasible = Literal["warn", "reflect", "error", "initial"]
 INFEASIBLE: tuple[Infeasible, ...] = ("warn", "reflect", "error")
 _COUNTS = ("entries", "not_finite", "infeasible", "moved", "too_large")
-
-
-class Sizes(NamedTuple):
-    """What diagonal entries have to outweigh, shaped as they are: absolute sums, or nothing."""
-
-    up: Tensor  # rounded up: what the map's values are lowered by
-    exact: Tensor  # nearly: what entries are judged by; NaN if not all that is summed is finite
-
-    @classmethod
-    def nothing(cls, entries: Tensor) -> "Sizes":
-        """Those of entries that outweigh nothing."""
-        zeros = torch.zeros_like(widened(entries))
-        return cls(zeros, zeros.to(exact_dtype(entries)))
 
 
 @dataclass(frozen=True)
@@ -59,9 +47,11 @@ class Verdict:
                 f"expected {lines} that a diagonal entry can dominate, got {self.too_large} of "
                 f"{self.entries} whose absolute sum is beyond the largest number of the dtype"
             )
-        if not self.infeasible or infeasible == "reflect":
-            return None
-        if infeasible == "initial" and not self._is_meant:
+        # A diagonal that was set or learnt: of a default initialisation, half is positive.
+        constant = self.smallest == self.largest and self.infeasible == self.entries > 1
+        meant = not self.dominance and self.largest < 0 and (constant or self.entries >= 8)
+        silent = infeasible == "reflect" or (infeasible == "initial" and not meant)
+        if silent or not self.infeasible:
             return None
         if self.dominance:
             bound = f"<= {-limits.margin}" if limits.margin else "< 0"
@@ -91,57 +81,63 @@ class Verdict:
         }
         return "; ".join(f"{count} {change}" for change, count in counts.items() if count)
 
-    @property
-    def _is_meant(self) -> bool:
-        """Whether the diagonal was set or learnt: of a default initialisation, half is positive."""
-        constant = self.smallest == self.largest and self.infeasible == self.entries > 1
-        return not self.dominance and self.largest < 0 and (constant or self.entries >= 8)
 
+@dataclass(frozen=True)
+class Assigned:
+    """Diagonal entries that are assigned, with what they have to outweigh, shaped as they are."""
 
-def judge(
-    entries: Tensor, sizes: Sizes, limits: Limits, dominance: str = "", offset: int = 0
-) -> Verdict:
-    """Counts what is not finite and what is infeasible, and finds the worst of that."""
-    total = entries.to(sizes.exact.dtype) + sizes.exact
-    failing = is_infeasible(entries, sizes, limits)
-    verdict = Verdict(
-        entries=entries.numel(),
-        not_finite=int((~entries.isfinite() | sizes.exact.isnan()).sum()),
-        infeasible=int(failing.sum()),
-        moved=int((failing & (entries.abs().neg() >= limits.bound)).sum()),
-        too_large=int((sizes.up - limits.bound > -limits.lowest).sum()),
-        dominance=dominance,
-    )
-    if not verdict.infeasible:
-        return verdict
-    worst, place = total.where(failing, -torch.inf).argmax(), ""
-    if dominance:
-        *matrix, index = (int(i) for i in torch.unravel_index(worst, total.shape))
-        place = f"{'column' if dominance == 'columns' else 'row'} {index + abs(offset)}"
-        place += f" of matrix {', '.join(map(str, matrix))}" if matrix else ""
-    smallest = total.where(failing, torch.inf).min().item()
-    return replace(verdict, largest=total.flatten()[worst].item(), place=place, smallest=smallest)
+    entries: Tensor
+    limits: Limits
+    sizes: Tensor | None = None  # absolute sums, rounded up: what the map's values are lowered by
+    exact: Tensor | float = 0.0  # nearly the same sums; NaN if not all that is summed is finite
+    dominance: str = ""
+    offset: int = 0  # of the diagonal
 
+    @cached_property
+    def failing(self) -> Tensor:
+        """Which entries do not outweigh what they have to, by the margin."""
+        total = self.total()
+        return ~((total <= -self.limits.margin) & (total < 0))
 
-def feasible(entries: Tensor, sizes: Sizes, limits: Limits, dominance: str = "") -> Tensor:
-    """``entries`` with the infeasible ones changed.
+    def total(self) -> Tensor:
+        """The entries and what they have to outweigh, added as good as exactly."""
+        return self.entries.to(exact_dtype(self.entries)) + self.exact
 
-    They are mirrored, ``d -> -|d|``, or set a little below the bound. With ``dominance`` they are
-    lowered as far as needed and a little further, and those at the boundary itself, within the
-    rounding of the sums, by so much.
-    """
-    bound, inside = (
-        below(torch.full_like(entries, value), sizes.up, limits)
-        for value in (limits.bound, limits.inside)
-    )
-    kept, changed = torch.minimum(entries, bound), inside
-    if not dominance:
-        mirrored = entries.abs().neg()
-        changed = torch.where(mirrored < bound, mirrored, inside)
-    return torch.where(is_infeasible(entries, sizes, limits), changed, kept)
+    def verdict(self) -> Verdict:
+        """Counts what is not finite and what is infeasible, and finds the worst of that."""
+        entries, limits, sizes = self.entries, self.limits, self.sizes
+        total, failing = self.total(), self.failing
+        verdict = Verdict(
+            entries=entries.numel(),
+            not_finite=int((~entries.isfinite() | total.isnan()).sum()),
+            infeasible=int(failing.sum()),
+            moved=int((failing & (entries.abs().neg() >= limits.bound)).sum()),
+            too_large=0 if sizes is None else int((sizes - limits.bound > -limits.lowest).sum()),
+            dominance=self.dominance,
+        )
+        if not verdict.infeasible:
+            return verdict
+        worst, place = total.where(failing, -torch.inf).argmax(), ""
+        if self.dominance:
+            *matrix, index = (int(i) for i in torch.unravel_index(worst, total.shape))
+            line = "column" if self.dominance == "columns" else "row"
+            place = f"{line} {index + abs(self.offset)}"
+            place += f" of matrix {', '.join(map(str, matrix))}" if matrix else ""
+        smallest, largest = total.where(failing, torch.inf).min(), total.flatten()[worst]
+        return replace(verdict, largest=largest.item(), place=place, smallest=smallest.item())
 
+    def feasible(self) -> Tensor:
+        """The entries with the infeasible ones changed.
 
-def is_infeasible(entries: Tensor, sizes: Sizes, limits: Limits) -> Tensor:
-    """Which entries do not outweigh what they have to, by the margin."""
-    total = entries.to(sizes.exact.dtype) + sizes.exact
-    return ~((total <= -limits.margin) & (total < 0))
+        They are mirrored, ``d -> -|d|``, or set a little below the bound. With ``sizes`` they are
+        lowered as far as needed and a little further, and those at the boundary itself, within the
+        rounding of the sums, by so much.
+        """
+        entries, limits = self.entries, self.limits
+        if self.sizes is None:
+            mirrored = entries.abs().neg()
+            changed = torch.where(mirrored < limits.bound, mirrored, limits.inside)
+            return torch.where(self.failing, changed, entries)
+        edges = (torch.full_like(entries, edge) for edge in (limits.bound, limits.inside))
+        bound, inside = (below(edge, self.sizes, limits) for edge in edges)
+        return torch.where(self.failing, inside, torch.minimum(entries, bound))

@@ -1,18 +1,12 @@
 """Puts a mapped diagonal on a weight: one copy forward, one copy backward, O(n) work besides.
 
-There are several forms of the same operation, because no single one is both fast and accepted by
-everything that traces or transforms PyTorch code:
-
-- ``_Fused``, an autograd function around one clone each way, in eager mode and ``torch.compile``;
-- for a projection, a clone that is clamped where autograd does not see it, so that its backward
-  pass is that of the clone: none;
-- ``torch.diagonal_scatter`` under ``torch.func`` and forward-mode AD, for maps that do not come
-  with a slope, for second derivatives, and for compiled dominance;
-- a ``torch.where`` without in-place writes, while exporting or tracing.
+No single form is both fast and accepted by everything that traces or transforms PyTorch code. In
+eager mode and ``torch.compile`` it is ``_Fused``, an autograd function around one clone each way;
+for a projection, a clone that is clamped where autograd does not see it, so that its backward pass
+is that of the clone: none. All else is a chain of operations: under ``torch.func`` and forward-mode
+AD, for maps without a slope, second derivatives and compiled dominance, and in exports and traces.
 """
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -30,19 +24,20 @@ def constrain(
     original: Tensor, diagonal: Diagonal, strict: StrictMap, dominance: Dominance | None = None
 ) -> Tensor:
     """A copy of ``original`` whose diagonal is mapped, and then lowered if it has to dominate."""
-    chains = exports() or not strict.has_slope or is_transformed(original)
+    traced = _private.is_exporting() or torch.jit.is_tracing()
+    chains = traced or not strict.has_slope or is_transformed(original)
     if chains or (dominance and torch.compiler.is_compiling()):
         return _chained(original, diagonal, strict, dominance)
-    if dominance:
-        return _Fused.apply(original, dominance.eta, diagonal, strict, dominance)  # type: ignore[no-any-return, no-untyped-call]
-    if not strict.is_projection and original.requires_grad and torch.is_grad_enabled():
-        return _Fused.apply(original, None, diagonal, strict, None)  # type: ignore[no-any-return, no-untyped-call]
+    trains = not strict.is_projection and original.requires_grad and torch.is_grad_enabled()
+    if dominance or trains:
+        eta = dominance.eta if dominance else None
+        return _Fused.apply(original, eta, diagonal, strict, dominance)  # type: ignore[no-any-return, no-untyped-call]
     weight = original.clone()
     if strict.is_projection:
         project_(weight, diagonal, strict)
     else:
         entries = diagonal.view(weight)
-        entries.copy_(strict.wide_value(entries))
+        entries.copy_(strict.value(entries))
     return weight
 
 
@@ -50,20 +45,6 @@ def project_(tensor: Tensor, diagonal: Diagonal, strict: StrictMap) -> None:
     """Sets the diagonal entries beyond the bound to it, which autograd does not record."""
     with torch.no_grad():
         diagonal.view(tensor).clamp_(max=strict.limits(tensor.dtype).bound)
-
-
-def mapped(entries: Tensor, strict: StrictMap) -> Tensor:
-    """The mapped values of the diagonal entries alone, differentiable to any order."""
-    if torch.onnx.is_in_onnx_export() or not strict.has_slope:
-        return strict.value(entries)
-    # Straight-through: the strict value, with the derivatives of the smooth function.
-    smooth = strict.smooth(entries)
-    return strict.value(entries.detach()) + (smooth - smooth.detach()).to(entries.dtype)
-
-
-def exports() -> bool:
-    """Whether an exporter or a tracer is at work."""
-    return _private.is_exporting() or torch.jit.is_tracing()
 
 
 def is_transformed(original: Tensor) -> bool:
@@ -78,11 +59,12 @@ def _chained(
     original: Tensor, diagonal: Diagonal, strict: StrictMap, dominance: Dominance | None
 ) -> Tensor:
     """:func:`constrain` as a chain of operations, differentiable to any order."""
-    weight = _replaced(original, diagonal, partial(mapped, strict=strict))
+    traced = _private.is_exporting() or torch.jit.is_tracing()
+    weight = diagonal.replaced(original, strict.mapped, traced)
     if dominance is None:
         return weight
     limits = strict.limits(weight.dtype)
-    rest = _replaced(weight, diagonal, torch.zeros_like)
+    rest = diagonal.replaced(weight, torch.zeros_like, traced)
     sizes, up = dominance.sums(rest.abs(), diagonal)
 
     def lowered(entries: Tensor) -> Tensor:
@@ -93,26 +75,13 @@ def _chained(
         # Where sums overflow, infinity less itself.
         return value + (smooth - smooth.detach()).nan_to_num(0.0).to(entries.dtype)
 
-    return _replaced(weight, diagonal, lowered)
-
-
-def _replaced(tensor: Tensor, diagonal: Diagonal, value: Callable[[Tensor], Tensor]) -> Tensor:
-    """A copy of ``tensor`` with ``value`` of its diagonal entries in their place."""
-    if exports():
-        return diagonal.exported(tensor, value)
-    return diagonal.scattered(tensor, value(diagonal.view(tensor)))
+    return diagonal.replaced(weight, lowered, traced)
 
 
 class _Fused(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        original: Tensor,
-        eta: Tensor | None,
-        diagonal: Diagonal,
-        strict: StrictMap,
-        dominance: Dominance | None,
-    ) -> Tensor:
+    def forward(ctx: Any, original: Tensor, eta: Tensor | None, *others: Any) -> Tensor:
+        diagonal, strict, dominance = ctx.others = others
         weight = original.abs() if dominance else original.clone()
         entries = diagonal.view(weight)
         if dominance:  # first the sizes, later the weight: two copies take longer
@@ -127,7 +96,6 @@ class _Fused(torch.autograd.Function):
             value = below(value.to(weight.dtype), sizes * up, strict.limits(weight.dtype))
         entries.copy_(value)
         ctx.save_for_backward(original, eta)
-        ctx.others = diagonal, strict, dominance
         return weight
 
     @staticmethod

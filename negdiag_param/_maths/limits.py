@@ -1,15 +1,15 @@
 """What "strictly negative and at most ``-margin``" means in the dtype that stores the result."""
 
 from dataclasses import dataclass
-from math import ldexp
+from math import ceil, frexp, ldexp
 
 import torch
 from torch import Tensor
 
 from negdiag_param import _private
-from negdiag_param._maths.bisection import number, rank
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def widened(tensor: Tensor) -> Tensor:
@@ -55,8 +55,8 @@ class Limits:
             margin=margin,
             smallest=smallest,
             lowest=-info.max,
-            bound=-_round_away(max(margin, smallest), dtype),
-            inside=-_round_away(margin + away, dtype),
+            bound=-_round_away(max(margin, smallest), info),
+            inside=-_round_away(margin + away, info),
             nearest=max(margin * info.eps / 8, wide.tiny),
             # float16 has little room: slopes beyond 4094 saturate there.
             steepest=info.max * ldexp(1.0, -4 if dtype == torch.float16 else -20),
@@ -79,9 +79,21 @@ def below(entries: Tensor, sizes: Tensor, limits: Limits) -> Tensor:
     return lowered.clamp(min=limits.lowest)
 
 
-def _round_away(value: float, dtype: torch.dtype) -> float:
-    """The smallest number of ``dtype`` that is at least the positive ``value``."""
-    rounded = torch.tensor(value, dtype=torch.float64, device="cpu").to(dtype)
-    if rounded.item() < value:
-        rounded = number(rank(rounded) + 1, dtype)
-    return float(rounded.item())
+def rank(numbers: Tensor) -> Tensor:
+    """Integers that are ordered as the numbers are; those of both zeros are zero."""
+    integer = _INTEGERS[numbers.dtype.itemsize]
+    bits = numbers.contiguous().view(integer).long()
+    return torch.where(bits < 0, torch.iinfo(integer).min - bits, bits)
+
+
+def number(ranks: Tensor, dtype: torch.dtype) -> Tensor:
+    """The numbers of ``dtype`` with these ranks."""
+    integer = _INTEGERS[dtype.itemsize]
+    return torch.where(ranks < 0, torch.iinfo(integer).min - ranks, ranks).to(integer).view(dtype)
+
+
+def _round_away(value: float, info: torch.finfo) -> float:
+    """The smallest number of the dtype that is at least the positive ``value``."""
+    # In exponents, since the distance to the next number may be a subnormal, flushed to zero.
+    exponent = max(frexp(value)[1], frexp(info.tiny)[1]) + frexp(info.eps)[1] - 2
+    return ldexp(ceil(ldexp(value, -exponent)), exponent)

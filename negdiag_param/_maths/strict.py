@@ -1,21 +1,20 @@
 """Scalar maps from the real line to the negative numbers, strict in every floating dtype.
 
-A map works on tensors of any shape, entry by entry, in float32 or wider. It uses only operations
-that round an entry in the same way wherever it lies. PyTorch's ``softplus`` and ``sigmoid`` do not:
-the vectorised body and the scalar tail of their loops differ in the last bits, so the weight of a
-shard would differ from that part of the whole weight.
+A map works entry by entry, in float32 or wider, and uses only operations that round an entry in the
+same way wherever it lies. PyTorch's ``softplus`` and ``sigmoid`` do not: the vectorised body and
+the scalar tail of their loops differ in the last bits, so the weight of a shard would differ from
+that part of the whole weight.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from negdiag_param._maths import bisection
-from negdiag_param._maths.limits import FLOAT_DTYPES, Limits, below, widened
+from negdiag_param._maths.limits import FLOAT_DTYPES, Limits, below, number, rank, widened
 
 
 class ScalarMap(ABC):
@@ -73,11 +72,7 @@ class StrictMap:
         return self._limits.get(dtype) or Limits.of(dtype, self.margin)
 
     def value(self, original: Tensor) -> Tensor:
-        """The mapped entries, differentiable by autograd."""
-        return self.wide_value(original).to(original.dtype)
-
-    def wide_value(self, original: Tensor) -> Tensor:
-        """The mapped entries in the dtype that arithmetic runs in."""
+        """The mapped entries in the dtype that arithmetic runs in, differentiable by autograd."""
         limits = self.limits(original.dtype)
         value = self.scalar_map.value(widened(original), limits)
         return value.clamp(limits.lowest, limits.bound)
@@ -88,9 +83,14 @@ class StrictMap:
         value, slope = self.scalar_map.value_and_slope(widened(original), limits)
         return value.clamp_(limits.lowest, limits.bound), slope
 
-    def smooth(self, original: Tensor) -> Tensor:
-        """A function with the derivatives of the map, finite in the dtype of its arithmetic."""
-        return self.scalar_map.smooth(widened(original), self.limits(original.dtype))
+    def mapped(self, original: Tensor) -> Tensor:
+        """The mapped entries in their own dtype, differentiable to any order."""
+        dtype = original.dtype
+        if torch.onnx.is_in_onnx_export() or not self.has_slope:
+            return self.value(original).to(dtype)
+        # Straight-through: the strict value, with the derivatives of the smooth function.
+        smooth = self.scalar_map.smooth(widened(original), self.limits(dtype))
+        return self.value(original.detach()).to(dtype) + (smooth - smooth.detach()).to(dtype)
 
     def inverse(self, entries: Tensor, sizes: Tensor | None = None) -> Tensor:
         """The originals that give the feasible ``entries``, or come nearest.
@@ -102,28 +102,49 @@ class StrictMap:
         limits, goal = self.limits(entries.dtype), widened(entries)
 
         def function(x: Tensor) -> Tensor:
-            value = self.value(x)
+            value = self.value(x).to(x.dtype)
             return value if sizes is None else below(value, sizes, limits)
 
         if sizes is not None:
             goal = (goal + sizes).clamp(max=limits.bound)
-        highest = self.scalar_map.highest(limits)
+        ends = limits.lowest, self.scalar_map.highest(limits)
+        low, high = (torch.full_like(entries, end) for end in ends)
         start = self.scalar_map.inverse(goal, limits)
         if start is None:
-            low, high = (torch.full_like(entries, end) for end in (limits.lowest, highest))
-            return bisection.nearest(function, entries, low, high)
+            return _nearest(function, entries, low, high)
         original = start.to(entries.dtype)
         missed = function(original) != entries
         if not missed.any():
             return original
-        # The inverse has rounding errors: those of x, and those of the value divided by the slope,
-        # for which a rough estimate will do.
-        half = (1 + start.abs()) * torch.finfo(start.dtype).eps ** (1 / 3)
-        rise = (self.value(start + half) - self.value(start - half)).abs()
-        slope = (rise / (2 * half)).clamp(min=torch.finfo(torch.float32).tiny)
-        eps = torch.finfo(entries.dtype).eps
-        reach = 64 * eps * (1 + start.abs() + widened(entries).abs() / slope)
-        ends = [(start + side * reach).clamp(limits.lowest, highest) for side in (-1, 1)]
-        low, high = (end.to(entries.dtype) for end in ends)
-        nearest = bisection.nearest(function, entries, low, high)
-        return torch.where(missed & (function(nearest) == entries), nearest, original)
+        if not self.has_slope:
+            # A user's map may be monotonic only near the inverse, which has rounding errors.
+            reach = torch.finfo(entries.dtype).eps ** 0.5 * (1 + start.abs())
+            low, high = ((start + side).clamp(*ends).to(entries.dtype) for side in (-reach, reach))
+        found = _nearest(function, entries, low, high)
+        return torch.where(missed & (function(found) == entries), found, original)
+
+
+def _nearest(
+    function: Callable[[Tensor], Tensor], goal: Tensor, low: Tensor, high: Tensor
+) -> Tensor:
+    """Where ``function``, monotonic from ``low`` to ``high``, is nearest to ``goal``.
+
+    All are tensors of the same shape and dtype, searched entry by entry, by bisection over the
+    numbers of the dtype: in as many steps as it has bits, however flat or steep the function is.
+    Of several numbers that give ``goal`` it is the one nearest to zero.
+    """
+    sign = torch.where(function(high) < function(low), -1, 1)
+    lowest, highest = left, right = rank(low), rank(high)
+    for _ in range(8 * goal.dtype.itemsize):
+        middle = (left & right) + ((left ^ right) >> 1)  # the mean, without overflow
+        x = number(middle, goal.dtype)
+        difference = (function(x) - goal) * sign
+        # Where the function equals the goal, go on towards zero.
+        goes_up = (difference < 0) | ((difference == 0) & (middle < 0))
+        left, right = torch.where(goes_up, middle + 1, left), torch.where(goes_up, right, middle)
+    best, error = goal, torch.full_like(goal, torch.inf)
+    for step in (0, -1, 1, -2):
+        x = number((left + step).clamp(lowest, highest), goal.dtype)
+        its = (function(x) - goal).abs()
+        best, error = torch.where(its < error, x, best), torch.minimum(its, error)
+    return best

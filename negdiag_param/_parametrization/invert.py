@@ -9,7 +9,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from negdiag_param._maths.diagonal import Diagonal
 from negdiag_param._maths.dominance import Dominance
-from negdiag_param._maths.feasible import Infeasible, Sizes, Verdict, feasible, judge
+from negdiag_param._maths.feasible import Assigned, Infeasible, Verdict
 from negdiag_param._maths.limits import FLOAT_DTYPES
 from negdiag_param._maths.strict import StrictMap
 from negdiag_param._private import has_values
@@ -48,11 +48,9 @@ def check(
     if tensor.dtype not in FLOAT_DTYPES:
         raise TypeError(f"expected float16, bfloat16, float32 or float64, got {summary(tensor)}")
     with described(after=f"; got {summary(tensor)}"):
-        misfit = diagonal.misfit(tensor.shape)
-        if dominance and not misfit:
-            misfit = dominance.misfit(diagonal, tensor.shape)
-        if misfit:
-            raise ValueError(misfit)
+        diagonal.fitted(tensor.shape)
+        if dominance:
+            dominance.check(diagonal, tensor.shape)
         strict.limits(tensor.dtype)
     shards.parts(tensor, diagonal, dominance)
 
@@ -84,18 +82,17 @@ def inverted(
         if dominance and dominance.kind == "scaled":
             for part, place in parts or [(original, diagonal)]:
                 dominance = dominance.scaled(part, place, limits)
-        kind = dominance.kind if dominance else ""
-        held: list[tuple[Tensor, Sizes]] = []
-        for part, place in parts:
-            entries = place.view(part)
-            sizes = dominance.sizes(part, place) if dominance else Sizes.nothing(entries)
-            verdict += judge(entries, sizes, limits, kind, place.offset)
-            held.append((entries, sizes))
+        held = [
+            dominance.assigned(part, place, limits)
+            if dominance
+            else Assigned(place.view(part), limits)
+            for part, place in parts
+        ]
+        verdict = sum((each.verdict() for each in held), Verdict())
         try:
             verdict.warning(limits, infeasible)
-            for entries, sizes in held:
-                value = feasible(entries, sizes, limits, kind)
-                entries.copy_(strict.inverse(value, sizes.up if kind else None))
+            for each in held:
+                each.entries.copy_(strict.inverse(each.feasible(), each.sizes))
         except Exception as error:
             reason = error
     # All ranks come here, also those that cannot go on.

@@ -9,7 +9,6 @@ from typing_extensions import Self, Unpack, override
 from negdiag_param._callers import warn_user
 from negdiag_param._maths.dominance import Dominance
 from negdiag_param._maths.feasible import INFEASIBLE, Infeasible
-from negdiag_param._maths.kernel import constrain, mapped
 from negdiag_param._maths.limits import FLOAT_DTYPES
 from negdiag_param._maths.strict import ScalarMap, StrictMap
 from negdiag_param._parametrization import custom, mark
@@ -122,7 +121,7 @@ class NegativeDiagonal(ChecksCasts):
 
         ``margin`` is subtracted from the result; rounding to zero or overflow is mended.
         """
-        return mapped(dense(x), self._without_margin)
+        return self._without_margin.mapped(dense(x))
 
     def inverse(self, d: Tensor) -> Tensor:
         """The inverse of :meth:`map`, entry by entry: from a negative number to a real."""
@@ -180,10 +179,10 @@ class NegativeDiagonal(ChecksCasts):
         with named(self.record.name):
             check(original, diagonal, self.strict, dominance)
         if not dominance:
-            return mapped(diagonal.view(original), self.strict)
+            return self.strict.mapped(diagonal.view(original))
         if dominance.eta is not None:
             dominance = Dominance(dominance.kind, shards.whole(dominance.eta))
-        return diagonal.view(constrain(original, diagonal, self.strict, dominance))
+        return diagonal.view(shards.constrain(original, diagonal, self.strict, dominance))
 
     @override
     def get_extra_state(self) -> Tensor:

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from negdiag_param._links import Links
+from negdiag_param._maths.kernel import project_
 from negdiag_param._private import PROCESS_GROUPS, collectives, own_modules, own_parameters
 from negdiag_param._ranks import shards
 
@@ -108,7 +109,8 @@ class _Projections:
             if vars(first).get("homes") is not None and first.record.ndim == original.ndim:
                 # Casts leave such tensors, which optimizers write to outside of the mode as well.
                 with torch.inference_mode(original.is_inference()):
-                    shards.project_(original, first.options.diagonal, first.strict)
+                    for part, place in shards.parts(original, first.options.diagonal):
+                        project_(part, place, first.strict)
 
     def _home(self, tensor: Tensor) -> ParametrizationList | None:
         """The list whose original ``tensor`` is, if any."""

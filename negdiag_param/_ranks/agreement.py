@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
-from typing import TypeVar
+from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
@@ -11,8 +11,6 @@ from torch import Tensor
 from negdiag_param._callers import is_broadcasting
 from negdiag_param._maths.feasible import Verdict
 from negdiag_param._ranks.shards import is_sharded
-
-T = TypeVar("T")
 
 
 def agreed(verdict: Verdict, fails: bool, weight: Tensor) -> tuple[Verdict, int | None]:
@@ -29,21 +27,13 @@ def agreed(verdict: Verdict, fails: bool, weight: Tensor) -> tuple[Verdict, int 
 
 @contextmanager
 def together(tensors: Iterable[Tensor], name: str) -> Iterator[None]:
-    """Raises on all ranks that share ``tensors`` what the block raises on one of them.
-
-    Raises:
-        Exception: what the block raised.
-        ValueError: where it raised nothing but did on another rank, naming that.
-    """
-    reason = None
+    """Raises what the block raises; if that is on another rank, a ValueError that names it."""
     try:
         yield
     except Exception as error:
-        reason = error
-    said = exchanged(f"{type(reason).__name__}: {reason}" if reason is not None else "", tensors)
-    if reason is not None:
-        raise reason
-    for rank, text in sorted(said.items()):
+        exchanged(f"{type(error).__name__}: {error}", tensors)
+        raise
+    for rank, text in sorted(exchanged("", tensors).items()):
         if text:
             raise ValueError(f"{name}: expected all ranks to go on, rank {rank} cannot: {text}")
 
@@ -63,7 +53,7 @@ def shared(value: object, original: Tensor) -> object:
     return value
 
 
-def exchanged(mine: T, tensors: Iterable[Tensor]) -> dict[int, T]:
+def exchanged(mine: object, tensors: Iterable[Tensor]) -> dict[int, Any]:
     """What each of the ranks that share ``tensors`` has to say, by rank.
 
     One exchange for each dimension of their meshes, so all have to come; none if all are plain.
@@ -71,7 +61,7 @@ def exchanged(mine: T, tensors: Iterable[Tensor]) -> dict[int, T]:
     groups = dict.fromkeys(chain.from_iterable(map(_groups, tensors)))
     said = {dist.get_rank() if groups else 0: mine}
     for group in groups:
-        everybodys: list[dict[int, T]] = [{}] * dist.get_world_size(group)
+        everybodys: list[dict[int, Any]] = [{}] * dist.get_world_size(group)
         dist.all_gather_object(everybodys, said, group=group)
         said = {rank: words for one in everybodys for rank, words in one.items()}
     return said

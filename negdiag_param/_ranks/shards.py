@@ -58,17 +58,12 @@ def constrain(
         shard = _Local.apply(original)  # type: ignore[no-untyped-call]
     found = _parts(original, shard, diagonal, dominance)
     if len(found) == 1 and not found[0][0]:
-        return _wrapped(operation(shard, found[0][1]), original)
-    weight = shard.clone()
-    for box, place in found:
-        weight[box] = operation(shard[box], place)
+        weight = operation(shard, found[0][1])
+    else:
+        weight = shard.clone()
+        for box, place in found:
+            weight[box] = operation(shard[box], place)
     return _wrapped(weight, original)
-
-
-def project_(original: Tensor, diagonal: Diagonal, strict: StrictMap) -> None:
-    """Sets what this rank holds of the diagonal to the bound, where it is beyond."""
-    for part, place in parts(original, diagonal):
-        kernel.project_(part, place, strict)
 
 
 def parts(
@@ -76,15 +71,12 @@ def parts(
 ) -> list[tuple[Tensor, Diagonal]]:
     """Views of what this rank holds of ``tensor``, with the diagonal in each.
 
-    Raises:
-        ValueError: if the placements do not say exactly where it is, or keep the ``dominance`` from
-            being computed.
+    Refuses placements that do not say exactly where it is, or keep ``dominance`` from its sums.
     """
     if not is_sharded(tensor):
         return [(tensor, diagonal)]
     shard = tensor.to_local()
-    found = _parts(tensor, shard, diagonal, dominance)
-    return [(shard[box], place) for box, place in found]
+    return [(shard[box], place) for box, place in _parts(tensor, shard, diagonal, dominance)]
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -115,7 +107,7 @@ def like(value: Tensor, target: Tensor) -> Tensor:
         return value
     mesh, coordinate = target.device_mesh, target.device_mesh.get_coordinate()
     if coordinate is not None:
-        for dim, held in enumerate(ranges(value.shape, target.placements, mesh.shape, coordinate)):
+        for dim, held in enumerate(ranges(value.shape, target.placements, mesh, coordinate)):
             value = value.narrow(dim, held.start, len(held))
     return _wrapped(value.clone(), target)
 
@@ -151,34 +143,12 @@ def _parts(
     tensor: "DTensor", shard: Tensor, diagonal: Diagonal, dominance: Dominance | None
 ) -> tuple[Part, ...]:
     """The parts of ``shard``, which this rank holds of ``tensor``."""
-    mesh, placements = tensor.device_mesh, tuple(tensor.placements)
-    if dominance:
-        _check_lines(tensor, diagonal, dominance.kind)
-    coordinate = mesh.get_coordinate()
-    if coordinate is None:  # this rank holds nothing of the tensor
-        return ()
-    compiling = torch.compiler.is_compiling()  # which takes no cached functions
-    find = find_parts.__wrapped__ if compiling else find_parts
+    # Compilers take no cached functions.
+    find = find_parts.__wrapped__ if torch.compiler.is_compiling() else find_parts
+    mesh, kind = tensor.device_mesh, dominance.kind if dominance else None
+    coordinate = tuple(mesh.get_coordinate() or ())
     shapes = tuple(tensor.shape), tuple(shard.shape)
-    return find(*shapes, placements, mesh, tuple(coordinate), diagonal)
-
-
-def _check_lines(tensor: "DTensor", diagonal: Diagonal, kind: Kind) -> None:
-    """Refuses shards that end within a row, or a column, whose sum would need the other ranks."""
-    rows, columns = diagonal.resolved(tensor.ndim)
-    taps = range(2, tensor.ndim) if diagonal.taps == "center" else ()
-    needed, uncut = {
-        "rows": ("shards of whole rows", {columns, *taps}),
-        "columns": ("shards of whole columns", {rows, *taps}),
-        "scaled": ("replicas", {*range(tensor.ndim)}),
-    }[kind]
-    mesh, placements = tensor.device_mesh, tensor.placements
-    for placement, chunks in zip(placements, mesh.shape, strict=True):
-        if chunks > 1 and getattr(placement, "dim", None) in uncut:
-            raise ValueError(
-                f"expected {needed} for dominance={kind!r}, whose sums would otherwise need the "
-                f"other ranks, found {placements} of {tuple(tensor.shape)} on {mesh}"
-            )
+    return find(*shapes, tuple(tensor.placements), mesh, coordinate, diagonal, kind)
 
 
 @lru_cache(maxsize=4096)
@@ -189,26 +159,36 @@ def find_parts(
     mesh: "DeviceMesh",
     coordinate: tuple[int, ...],
     diagonal: Diagonal,
+    kind: Kind | None = None,
 ) -> tuple[Part, ...]:
     """The parts of a shard of shape ``found`` that hold diagonal entries; none may be left."""
-    if not _is_known(shape, placements, mesh):
-        raise ValueError(
-            f"expected Shard or Replicate placements on a mesh that lists ranks in "
-            f"ascending order, or such as fully_shard makes over tensor parallelism that splits "
-            f"evenly, found {placements} of {shape} on {mesh}; redistribute the tensor first"
-        )
-    held = ranges(shape, placements, mesh.shape, coordinate)
+    dims = diagonal.fitted(shape)
+    taps = range(2, len(shape)) if diagonal.taps == "center" else range(0)
+    if kind:
+        needed, uncut = {
+            "rows": ("shards of whole rows", {dims[1], *taps}),
+            "columns": ("shards of whole columns", {dims[0], *taps}),
+            "scaled": ("replicas", {*range(len(shape))}),
+        }[kind]
+        for placement, chunks in zip(placements, mesh.shape, strict=True):
+            if chunks > 1 and getattr(placement, "dim", None) in uncut:
+                raise ValueError(
+                    f"expected {needed} for dominance={kind!r}, whose sums would otherwise need "
+                    f"the other ranks, found {placements} of {shape} on {mesh}"
+                )
+    if len(coordinate) < mesh.ndim:  # this rank holds nothing of the tensor
+        return ()
+    held = ranges(shape, placements, mesh, coordinate)
     expected = tuple(map(len, held))
     if expected != found:
         raise ValueError(
             f"expected a shard of shape {expected} at {coordinate} of {mesh}, as "
             f"torch.chunk splits {shape} for {placements}, found {found}"
         )
-    dims = diagonal.resolved(len(shape))
     if not dims:
         return (((), diagonal),)
     cut: dict[int, slice] = {}  # by dimension
-    for dim in range(2, len(shape)) if diagonal.taps == "center" else ():
+    for dim in taps:
         center = (shape[dim] - 1) // 2
         if center not in held[dim]:
             return ()
@@ -231,38 +211,37 @@ def find_parts(
     return tuple(parts)
 
 
-def _is_known(
-    shape: tuple[int, ...], placements: "tuple[Placement, ...]", mesh: "DeviceMesh"
-) -> bool:
-    """Whether what a rank holds is what :func:`ranges` says, and what PyTorch takes it for."""
-    pieces, strided = [1] * len(shape), set()
-    for placement, chunks in zip(reversed(placements), reversed(mesh.shape), strict=True):
-        if not placement.is_replicate():
-            if type(placement).__name__ not in {"Shard", "_StridedShard"}:
-                return False
-            dim, factor = placement.dim, getattr(placement, "split_factor", 1)  # type: ignore[attr-defined]
-            strided |= {dim} if factor > 1 else set()
-            if dim in strided and (factor != pieces[dim] or shape[dim] % factor):
-                return False
-            pieces[dim] *= chunks
-    # Shards are scattered and gathered in the order of ranks, but cut by place in the mesh.
-    return torch.compiler.is_compiling() or all(
-        bool((mesh.mesh.diff(dim=dim) > 0).all()) for dim in range(mesh.ndim)
-    )
-
-
 def ranges(
     shape: Sequence[int],
     placements: "Sequence[Placement]",
-    mesh: Sequence[int],
+    mesh: "DeviceMesh",
     coordinate: Sequence[int],
 ) -> list[range]:
-    """The global indices that a rank holds of each dimension; strided shards split what is left."""
+    """The global indices that a rank holds of each dimension; refuses what is not known exactly."""
+    # Shards are scattered and gathered in the order of ranks, but cut by place in the mesh.
+    known = torch.compiler.is_compiling() or all(
+        bool((mesh.mesh.diff(dim=dim) > 0).all()) for dim in range(mesh.ndim)
+    )
+    every: list[Any] = [*zip(placements, mesh.shape, coordinate, strict=True)]
+    splits = [split for split in every if not split[0].is_replicate()]
+    pieces, strided = [1] * len(shape), set()
+    for placement, chunks, _ in reversed(splits):
+        known = known and type(placement).__name__ in {"Shard", "_StridedShard"}
+        if known:
+            dim, factor = placement.dim, getattr(placement, "split_factor", 1)
+            strided |= {dim} if factor > 1 else set()
+            known = dim not in strided or (factor == pieces[dim] and shape[dim] % factor == 0)
+            pieces[dim] *= chunks
+    if not known:
+        raise ValueError(
+            f"expected Shard or Replicate placements on a mesh that lists ranks in "
+            f"ascending order, or such as fully_shard makes over tensor parallelism that splits "
+            f"evenly, found {placements} of {shape} on {mesh}; redistribute the tensor first"
+        )
     found = [range(size) for size in shape]
-    splits = zip(placements, mesh, coordinate, strict=True)
+    # Strided shards split what is left.
     for placement, chunks, chunk in sorted(splits, key=lambda s: getattr(s[0], "split_factor", 1)):
-        if not placement.is_replicate():
-            held = found[placement.dim]  # type: ignore[attr-defined]
-            size = -(-len(held) // chunks)  # as torch.chunk has it
-            found[placement.dim] = held[size * chunk : size * (chunk + 1)]  # type: ignore[attr-defined]
+        held = found[placement.dim]
+        size = -(-len(held) // chunks)  # as torch.chunk has it
+        found[placement.dim] = held[size * chunk : size * (chunk + 1)]
     return found

@@ -79,7 +79,7 @@ def test_a_rank_holds_what_chunks_leave_it(data):
     layout = data.draw(layouts(len(shape)))
     assume(splits_evenly(shape, layout))
     placements, mesh, coordinate = layout
-    for dim, held in enumerate(shards.ranges(shape, placements, mesh.shape, coordinate)):
+    for dim, held in enumerate(shards.ranges(shape, placements, mesh, coordinate)):
         assert [*held] == indices(dim, shape[dim], layout).tolist()
 
 
@@ -96,8 +96,8 @@ def test_the_parts_are_the_diagonal_of_what_a_rank_holds(data):
     diagonal = Diagonal(**where.options)
     for box, place in shards.find_parts(where.shape, tuple(found.shape), *layout, diagonal):
         piece = found[box]
-        scattered = place.scattered(piece, place.view(piece) + 1)
-        exported = place.exported(piece, lambda entries: entries + 1)
+        scattered = place.replaced(piece, lambda entries: entries + 1)
+        exported = place.replaced(piece, lambda entries: entries + 1, traced=True)
         entries = place.view(piece)
         assert entries.numel() or 0 in found.shape
         entries += 1
