@@ -2,15 +2,14 @@
 
 PyTorch gives every parametrized module a class of its own, which its deep copies share, so that
 what it does to the class of one module happens to the copies too. Here all modules with the same
-base and the same parametrized tensors share one class. PyTorch edits that immediately before it
-edits the module's dictionary of parametrizations. The dictionary notices, puts the shared class
-right again, and gives the module another one.
+base and parametrized tensors share a class. PyTorch edits it immediately before the module's
+dictionary of parametrizations, which notices, mends the class, and gives the module another one.
 """
 
 import copyreg
 import io
 import pickle
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Iterable, MutableMapping
 from typing import Any
 from weakref import WeakValueDictionary, ref
 
@@ -27,7 +26,6 @@ from negdiag_param._life.assign import assign
 from negdiag_param._links import Links
 from negdiag_param._parametrization.cache import WeightCache
 from negdiag_param._parametrization.parametrization import NegativeDiagonal
-from negdiag_param._private import own_modules, own_parameters
 from negdiag_param._ranks import shards
 
 _TENSORS = "__parametrized_tensors__"  # which tensors a class of ours has a property for
@@ -41,7 +39,7 @@ class Parametrizations(nn.ModuleDict):
         super().__init__()
         self.owner = Links([owner])
         self.recent = _Recent()
-        own_modules(self).update(lists)
+        _private.own_modules(self).update(lists)
 
     @override
     def __setitem__(self, key: str, module: nn.Module) -> None:
@@ -98,9 +96,9 @@ def set_lists(module: nn.Module, lists: dict[str, nn.Module]) -> None:
     """Gives ``module`` these parametrizations and a class of ours; without any, its first class."""
     module.__class__ = own_class(base_of(module), lists) if lists else base_of(module)
     if lists:
-        own_modules(module)["parametrizations"] = Parametrizations(module, lists)
+        _private.own_modules(module)["parametrizations"] = Parametrizations(module, lists)
     else:
-        del own_modules(module)["parametrizations"]
+        del _private.own_modules(module)["parametrizations"]
 
 
 def base_of(module: nn.Module) -> type[nn.Module]:
@@ -124,14 +122,17 @@ def own_class(base: type[nn.Module], tensor_names: Iterable[str]) -> type[nn.Mod
 def _made(base: type[nn.Module], tensor_names: tuple[str, ...]) -> type[nn.Module]:
     def __reduce_ex__(self: nn.Module, protocol: int) -> str | tuple[Any, ...]:
         # Both pickle and deepcopy come here. The class is made anew from its base.
-        with torch.no_grad():
-            _drop_cached(self)  # RNNs read their weights here, which shall have no gradients
+        lists, block = lookup.lists(self), _private.cached_block() or {}
+        for found in lists.values():
+            block.pop(found, None)
+        with torch.no_grad():  # RNNs read their weights here, which shall have no gradients
             reduced = base.__reduce_ex__(self, max(protocol, 2))
         if isinstance(reduced, str) or len(reduced) < 3 or type(self) is not cls:
             return reduced
         make, arguments, *rest = reduced
-        if not (is_copying() or _has_only_ours(self)):
-            _check_picklable(self, rest)
+        ours = lookup.ours(self)
+        if not (all(n in ours and lookup.is_alone(self, n) for n in lists) or is_copying()):
+            _check_picklable(lists, rest)
         arguments = tuple(base if argument is cls else argument for argument in arguments)
         names = copyreg._slotnames(base)  # type: ignore[attr-defined]
         slots = {name: getattr(self, name) for name in names if hasattr(self, name)}
@@ -165,7 +166,12 @@ def _made(base: type[nn.Module], tensor_names: tuple[str, ...]) -> type[nn.Modul
         **{name: tensor_property(base, name) for name in tensor_names},
     }
     if issubclass(base, nn.ParameterList):
-        namespace["__getitem__"] = _indexing(base)
+        # PyTorch would copy the computed tensors of a slice into parameters of their own.
+        namespace["__getitem__"] = lambda self, index: (
+            [self[i] for i in range(len(self))[index]]
+            if isinstance(index, slice)
+            else base.__getitem__(self, index)
+        )
     if issubclass(base, nn.ParameterDict):
         namespace["copy"] = lambda self: {key: self[key] for key in self.keys()}
     make_class: Any = type(base)  # a metaclass, such as ABCMeta
@@ -173,23 +179,8 @@ def _made(base: type[nn.Module], tensor_names: tuple[str, ...]) -> type[nn.Modul
     return cls
 
 
-def _drop_cached(module: nn.Module) -> None:
-    """Forgets the weights of ``module`` within ``parametrize.cached()``."""
-    block = _private.cached_block() or {}
-    for found in lookup.lists(module).values():
-        block.pop(found, None)
-
-
-def _has_only_ours(module: nn.Module) -> bool:
-    """Whether all parametrizations of ``module`` are ours."""
-    lists = lookup.lists(module)
-    return len(lookup.ours(module)) == len(lists) and all(
-        lookup.is_alone(module, name) for name in lists
-    )
-
-
-def _check_picklable(module: nn.Module, state: list[Any]) -> None:
-    """Says why not, which PyTorch does by refusing all modules with parametrizations."""
+def _check_picklable(tensor_names: Iterable[str], state: list[Any]) -> None:
+    """Says what cannot be pickled; PyTorch refuses all modules with parametrizations."""
 
     class Trial(pickle.Pickler):
         def persistent_id(self, thing: object) -> object:
@@ -200,20 +191,9 @@ def _check_picklable(module: nn.Module, state: list[Any]) -> None:
         Trial(io.BytesIO()).dump(state)
     except Exception as error:
         raise RuntimeError(
-            f"expected parametrizations of {', '.join(lookup.lists(module))} that can be pickled, "
+            f"expected parametrizations of {', '.join(tensor_names)} that can be pickled, "
             f"got {type(error).__name__}: {error}; save state_dict() instead"
         ) from error
-
-
-def _indexing(base: type[nn.ParameterList]) -> Callable[[Any, Any], Any]:
-    """Gives slices as lists: PyTorch would copy what is computed into parameters of their own."""
-
-    def __getitem__(self: Any, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(len(self))[index]]
-        return base.__getitem__(self, index)
-
-    return __getitem__
 
 
 def _revive(
@@ -234,8 +214,8 @@ def tensor_property(base: type[nn.Module], tensor_name: str) -> property:
     asks = _looks_up_itself(base)
 
     def read(self: nn.Module, compiles: bool) -> Tensor:
-        holder: Any = own_modules(self).get("parametrizations")
-        found = None if holder is None else own_modules(holder).get(tensor_name)
+        holder: Any = _private.own_modules(self).get("parametrizations")
+        found = None if holder is None else _private.own_modules(holder).get(tensor_name)
         if found is None:
             if tensor_name in vars(self):
                 return vars(self)[tensor_name]  # type: ignore[no-any-return]
@@ -270,7 +250,7 @@ def _looks_up_itself(cls: type[nn.Module]) -> bool:
 
 def _evaluated(found: nn.Module, holder: Parametrizations, tensor_name: str) -> Tensor:
     """``found()``, without two module calls where no hook could notice the difference."""
-    parametrizations = own_modules(found)
+    parametrizations = _private.own_modules(found)
     only = parametrizations.get("0")
     if (
         len(parametrizations) == 1
@@ -279,7 +259,7 @@ def _evaluated(found: nn.Module, holder: Parametrizations, tensor_name: str) -> 
         and _private.is_just_forward(found)
         and _private.is_just_forward(only)
     ):
-        original = own_parameters(found).get("original")
+        original = _private.own_parameters(found).get("original")
         if original is not None:
             if only.cache.entry is not None:
                 holder.recent[tensor_name] = ref(only.cache)
