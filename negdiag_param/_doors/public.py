@@ -342,9 +342,9 @@ def _planned(target: Target, template: NegativeDiagonal) -> tuple[NegativeDiagon
         check(value, options.diagonal, template.strict)
         # What the layer says of dims and blocks is written in one form only, so that checkpoints
         # of the same meaning carry the same mark.
-        dims: tuple[int, ...] | None = options.diagonal.resolved(value.ndim)
+        dims: tuple[int, ...] | None = options.diagonal.fitted(value.shape)
         blocks = options.blocks or (inferred if dims == (0, 1) else 1)
-        if dims == Diagonal().resolved(value.ndim) and not (options.dominance and options.dims):
+        if dims == Diagonal().fitted(value.shape) and not (options.dominance and options.dims):
             dims = None
         planned = copy.deepcopy(template)
         planned.options = replace(options, dims=dims, blocks=None if blocks == 1 else blocks)
