@@ -55,18 +55,14 @@ class Verdict:
             return None
         if self.dominance:
             bound = f"<= {-limits.margin}" if limits.margin else "< 0"
-            message = (
-                f"expected a diagonal that dominates its {lines}, W_ii + sum |W_ij| {bound} "
-                f"(dominance={self.dominance!r}), got {self.infeasible} of {self.entries} {lines} "
-                f"that fail, {self.place} by {self.largest + limits.margin:.6g}"
-            )
+            wanted = f"a diagonal that dominates its {lines}, W_ii + sum |W_ij| {bound} "
+            wanted += f"(dominance={self.dominance!r})"
+            failing = f"{lines} that fail, {self.place} by {self.largest + limits.margin:.6g}"
         else:
             at_most = f"a diagonal of at most {-limits.margin}"
-            message = (
-                f"expected {at_most if limits.margin else 'a negative diagonal'}, got "
-                f"{self.infeasible} of {self.entries} entries that are not, the largest "
-                f"{self.largest:.6g}"
-            )
+            wanted = at_most if limits.margin else "a negative diagonal"
+            failing = f"entries that are not, the largest {self.largest:.6g}"
+        message = f"expected {wanted}, got {self.infeasible} of {self.entries} {failing}"
         if infeasible == "error":
             raise ValueError(message)
         return message

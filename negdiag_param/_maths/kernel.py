@@ -60,22 +60,21 @@ def _chained(
 ) -> Tensor:
     """:func:`constrain` as a chain of operations, differentiable to any order."""
     traced = _private.is_exporting() or torch.jit.is_tracing()
-    weight = diagonal.replaced(original, strict.mapped, traced)
     if dominance is None:
-        return weight
-    limits = strict.limits(weight.dtype)
-    rest = diagonal.replaced(weight, torch.zeros_like, traced)
+        return diagonal.replaced(original, strict.mapped, traced)
+    rest = diagonal.replaced(original, torch.zeros_like, traced)
     sizes, up = dominance.sums(rest.abs(), diagonal)
 
     def lowered(entries: Tensor) -> Tensor:
-        smooth = widened(entries) - sizes
-        value = below(entries.detach(), sizes.detach() * up, limits)
+        mapped = strict.mapped(entries)
+        smooth = widened(mapped) - sizes
+        value = below(mapped.detach(), sizes.detach() * up, strict.limits(mapped.dtype))
         if torch.onnx.is_in_onnx_export():
             return value
         # Where sums overflow, infinity less itself.
-        return value + (smooth - smooth.detach()).nan_to_num(0.0).to(entries.dtype)
+        return value + (smooth - smooth.detach()).nan_to_num(0.0).to(mapped.dtype)
 
-    return diagonal.replaced(weight, lowered, traced)
+    return diagonal.replaced(original, lowered, traced)
 
 
 class _Fused(torch.autograd.Function):
