@@ -92,9 +92,9 @@ class Assigned:
     @cached_property
     def failing(self) -> Tensor:
         """Which entries do not outweigh what they have to, by the margin."""
-        total = self.total()
-        return ~((total <= -self.limits.margin) & (total < 0))
+        return ~((self.total <= -self.limits.margin) & (self.total < 0))
 
+    @cached_property
     def total(self) -> Tensor:
         """The entries and what they have to outweigh, added as good as exactly."""
         return self.entries.to(exact_dtype(self.entries)) + self.exact
@@ -102,12 +102,11 @@ class Assigned:
     def verdict(self) -> Verdict:
         """Counts what is not finite and what is infeasible, and finds the worst of that."""
         entries, limits, sizes = self.entries, self.limits, self.sizes
-        total, failing = self.total(), self.failing
+        total, failing = self.total, self.failing
         verdict = Verdict(
             entries=entries.numel(),
             not_finite=int((~entries.isfinite() | total.isnan()).sum()),
             infeasible=int(failing.sum()),
-            moved=int((failing & (entries.abs().neg() >= limits.bound)).sum()),
             too_large=0 if sizes is None else int((sizes - limits.bound > -limits.lowest).sum()),
             dominance=self.dominance,
         )
@@ -119,8 +118,12 @@ class Assigned:
             line = "column" if self.dominance == "columns" else "row"
             place = f"{line} {index + abs(self.offset)}"
             place += f" of matrix {', '.join(map(str, matrix))}" if matrix else ""
-        smallest, largest = total.where(failing, torch.inf).min(), total.flatten()[worst]
-        return replace(verdict, largest=largest.item(), place=place, smallest=smallest.item())
+        moved = int((failing & (entries.abs().neg() >= limits.bound)).sum())
+        smallest, largest = (
+            total.where(failing, torch.inf).min().item(),
+            total.flatten()[worst].item(),
+        )
+        return replace(verdict, moved=moved, largest=largest, place=place, smallest=smallest)
 
     def feasible(self) -> Tensor:
         """The entries with the infeasible ones changed.

@@ -34,6 +34,9 @@ class Limits:
     nearest: float  # the floor of the distance to -margin, which keeps inverses finite
     steepest: float  # the largest slope, so that gradients do not overflow
 
+    def __deepcopy__(self, memo: object) -> "Limits":
+        return self
+
     @classmethod
     def of(cls, dtype: torch.dtype, margin: float) -> "Limits":
         """The limits in ``dtype``."""
