@@ -134,7 +134,7 @@ def _made(base: type[nn.Module], tensor_names: tuple[str, ...]) -> type[nn.Modul
         if not (all(n in ours and lookup.is_alone(self, n) for n in lists) or is_copying()):
             _check_picklable(lists, rest)
         arguments = tuple(base if argument is cls else argument for argument in arguments)
-        names = copyreg._slotnames(base)  # type: ignore[attr-defined]
+        names = copyreg._slotnames(base)  # type: ignore[attr-defined]  # noqa: SLF001
         slots = {name: getattr(self, name) for name in names if hasattr(self, name)}
         return _revive, (make, arguments, tensor_names, slots), *rest
 
