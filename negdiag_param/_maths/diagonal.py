@@ -56,9 +56,8 @@ class Diagonal:
             matrices, kernel, restored = self.matrices(tensor)
             mask = _steps(matrices, -2) + self.offset == _steps(matrices, -1)
             mask = mask & _is_center(matrices, kernel) if kernel else mask
-            # Along the longer of both, a line has at most one diagonal entry, which is its sum.
-            across = -2 if matrices.shape[-2] > matrices.shape[-1] else -1
-            values = value(matrices.masked_fill(~mask, 0).sum(across)).unsqueeze(across)
+            # A row has at most one diagonal entry, which is its sum.
+            values = value(matrices.masked_fill(~mask, 0).sum(-1)).unsqueeze(-1)
             return restored(torch.where(mask, values, matrices))
         values = value(self.view(tensor))
         if self.taps == "center":
@@ -68,8 +67,7 @@ class Diagonal:
             for dim in taps:
                 values = values.unsqueeze(dim)
             values = torch.where(_is_center(every, taps), values, every)
-        scattered = blocked.diagonal_scatter(values, self.offset, *dims)
-        return scattered if self.blocks == 1 else scattered.view(tensor.shape)
+        return blocked.diagonal_scatter(values, self.offset, *dims).view(tensor.shape)
 
     def matrices(
         self, tensor: Tensor
