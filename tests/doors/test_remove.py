@@ -12,8 +12,8 @@ from torch.nn.utils import parametrize
 from negdiag_param import register_negative_diagonal, remove_negative_diagonal
 from tests.support.asserts import assert_same_bits
 from tests.support.modes import switched
-from tests.support.modules import Raw, linear
-from tests.support.tables import every_layer_once_every_map_somewhere, every_map, grouped
+from tests.support.modules import linear
+from tests.support.tables import every_layer_once_every_map_somewhere, grouped
 
 WAYS = {
     "ours": remove_negative_diagonal,
@@ -77,26 +77,6 @@ def test_one_of_two_tensors_of_one_of_two_modules_goes_alone(remove):
     assert type(layer) is nn.GRU
     for each in (layer, other):
         each(torch.ones(1, 1, 3))[0].sum().backward()
-
-
-@every_map
-def test_tensors_of_every_kind_come_and_go_together(map):
-    module = Raw()
-    stock = copy.deepcopy(module)
-    names = ("square", "vector", "constant", "batch")
-    for name in names:
-        dims = {"dims": (-2, -1)} if name == "batch" else {}
-        register_negative_diagonal(module, name, map=map, **dims)
-    assert not isinstance(module.parametrizations.constant.original, nn.Parameter)
-    assert "parametrizations.constant.original" in dict(module.named_buffers())
-    x = torch.randn(2, 4)
-    expected = module(x)
-    for name in reversed(names):
-        remove_negative_diagonal(module, name)
-    assert type(module) is Raw
-    assert list(module.state_dict()) == list(stock.state_dict())
-    assert not isinstance(module.constant, nn.Parameter)
-    torch.testing.assert_close(module(x), expected)
 
 
 def test_removal_with_a_graph_that_is_alive_under_swapping():

@@ -105,10 +105,11 @@ def test_what_has_lost_its_memory_is_refused(size):
             read()
 
 
-def test_one_module_under_two_names_is_not_tied():
+@pytest.mark.parametrize("pattern", ["*.weight", "2.weight"])
+def test_one_module_under_two_names_is_not_tied(pattern):
     layer = nn.Linear(4, 4)
     model = nn.Sequential(layer, nn.Tanh(), layer)
-    register_negative_diagonal(model, "*.weight")
+    register_negative_diagonal(model, pattern)
     assert [name for name, _ in negative_diagonals(model)] == ["0.weight"]
     model(torch.randn(2, 4)).sum().backward()
     assert layer.parametrizations.weight.original.grad.diagonal().count_nonzero()

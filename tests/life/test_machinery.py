@@ -5,6 +5,7 @@ import copy
 import inspect
 import pickle
 from collections.abc import Callable, Iterator
+from functools import partial
 from unittest import mock
 
 import pytest
@@ -20,7 +21,7 @@ from negdiag_param import (
     register_negative_diagonal,
     remove_negative_diagonal,
 )
-from tests.support.asserts import assert_negative, assert_same_bits
+from tests.support.asserts import assert_negative
 from tests.support.modules import Half, linear
 from tests.support.state import state_of
 
@@ -48,24 +49,16 @@ class WithMetaclass(metaclass=Metaclass):
 Abstract = abc.ABCMeta("Abstract", (), {})
 
 
-@pytest.mark.parametrize("mixin", [object, Abstract, WithMetaclass, nn.Identity])
-def test_its_class_can_be_mixed_with_others(mixin):
-    layer = register_negative_diagonal(nn.Linear(3, 3))
-    mixed = type(mixin)("Mixed", (type(layer), mixin), {})(3, 3)
-    register_negative_diagonal(mixed)
-    assert_negative(copy.deepcopy(mixed).weight.diagonal())
-    assert isinstance(copy.deepcopy(mixed), mixin)
-
-
-def test_its_class_makes_modules_that_can_be_registered():
-    layer = register_negative_diagonal(nn.Linear(3, 3))
-    derived = type("Derived", (type(layer),), {})
-    for cls in (type(layer), derived):
-        module = register_negative_diagonal(cls(3, 3))
-        assert_negative(module.weight.diagonal())
-        assert_negative(copy.deepcopy(module).weight.diagonal())
-        remove_negative_diagonal(module)
-        assert isinstance(module.weight, nn.Parameter)
+@pytest.mark.parametrize("mixin", [None, object, Abstract, WithMetaclass, nn.Identity])
+def test_its_class_makes_modules_that_can_be_registered(mixin):
+    cls = type(register_negative_diagonal(nn.Linear(3, 3)))
+    cls = type(mixin)("Mixed", (cls, mixin), {}) if mixin else cls
+    module = register_negative_diagonal(cls(3, 3))
+    for each in (module, copy.deepcopy(module)):
+        assert isinstance(each, mixin or nn.Linear)
+        assert_negative(each.weight.diagonal())
+    remove_negative_diagonal(module)
+    assert isinstance(module.weight, nn.Parameter)
 
 
 class Registers(nn.Linear):
@@ -121,17 +114,6 @@ def test_a_copy_is_made_as_the_class_makes_it(make, again):
     with torch.no_grad():
         replica.parametrizations.weight.original.sub_(1)
     assert not torch.equal(replica.weight, module.weight)
-
-
-@pytest.mark.parametrize("again", [copy.deepcopy, pickled])
-def test_a_recurrent_layer_is_copied_within_a_cached_block(again):
-    layer = register_negative_diagonal(nn.GRU(3, 3), "weight_hh_l0")
-    with parametrize.cached():
-        layer(torch.ones(2, 1, 3))
-        replica = again(layer)
-        assert torch.equal(replica.weight_hh_l0, layer.weight_hh_l0)
-        assert replica.weight_hh_l0 is not layer.weight_hh_l0
-        assert layer.weight_hh_l0.requires_grad
 
 
 class Unpicklable(Half):
@@ -286,26 +268,6 @@ def test_a_chain_loads_what_was_written_before_registration(other):
         plain.weight.copy_(-torch.eye(3))  # which an orthogonal matrix can be
     module.load_state_dict(plain.state_dict(), strict=True)
     torch.testing.assert_close(module.weight, plain.weight)
-
-
-@pytest.mark.parametrize("context", [torch.no_grad, torch.enable_grad, torch.inference_mode])
-def test_what_a_chain_leaves_behind_can_be_trained(context):
-    module = chain()
-    with context():
-        remove_negative_diagonal(module)
-    assert isinstance(module.weight, nn.Parameter)
-    module(torch.ones(1, 3)).sum().backward()
-    assert module.weight.grad is not None
-
-
-@every_other
-def test_a_chain_made_in_inference_mode_can_be_trained(other):
-    module = nn.Linear(3, 3)
-    other(module)
-    with torch.inference_mode():
-        register_negative_diagonal(module)
-    module(torch.ones(1, 3)).sum().backward()
-    torch.optim.SGD(module.parameters(), lr=0.1).step()
 
 
 def test_an_assignment_that_stops_in_between_changes_nothing(monkeypatch):
@@ -508,18 +470,6 @@ def test_a_fused_weight_is_warned_of_with_the_remedy():
         nn.utils.fuse_conv_bn_eval(layer, norm)
 
 
-def test_nothing_is_said_of_a_value_that_is_thrown_away():
-    layer, other = register_negative_diagonal(linear(-1.0)), linear(0.5)
-    parametrize.transfer_parametrizations_and_params(layer, other)
-    assert_same_bits(other.weight, layer.weight)
-
-
-def test_any_name_of_a_module_will_do():
-    layer = nn.Linear(3, 3)
-    register_negative_diagonal(nn.Sequential(layer, nn.ReLU(), layer), "2.weight")
-    assert_negative(layer.weight.diagonal())
-
-
 def test_a_signature_takes_what_the_function_takes():
     given = {"map": "softplus", "beta": 10.0, "margin": 0.5}
     inspect.signature(register_negative_diagonal).bind(nn.Linear(2, 2), **given)
@@ -537,6 +487,22 @@ def swap(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.__future__.set_swap_module_params_on_conversion(False)
 
 
+def negative() -> nn.Module:
+    return register_negative_diagonal(linear(-1.0))
+
+
+def transposed() -> nn.Module:
+    layer = nn.Linear(3, 4)
+    layer.weight = nn.Parameter(torch.randn(3, 4).T)
+    return layer
+
+
+def other_than_ours(other: Callable) -> nn.Module:
+    layer = nn.Linear(3, 3)
+    other(layer)
+    return layer
+
+
 PLAIN = linear(-1.0).state_dict()
 IN_INFERENCE_MODE: dict[str, Callable[[nn.Module], object]] = {
     "registered": lambda layer: register_negative_diagonal(remove_negative_diagonal(layer)),
@@ -548,14 +514,26 @@ IN_INFERENCE_MODE: dict[str, Callable[[nn.Module], object]] = {
     "loaded": lambda layer: layer.load_state_dict(PLAIN),
     "loaded by assignment": lambda layer: layer.load_state_dict(PLAIN, assign=True),
 }
+DONE: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], object]]] = {
+    **{how: (negative, act) for how, act in IN_INFERENCE_MODE.items()},
+    "registered, transposed": (transposed, register_negative_diagonal),
+    "removed from a chain": (chain, remove_negative_diagonal),
+    **{
+        f"registered after {other.__name__}": (
+            partial(other_than_ours, other),
+            register_negative_diagonal,
+        )
+        for other in OTHERS
+    },
+}
 
 
 @pytest.mark.usefixtures("swap")
-@pytest.mark.parametrize("how", IN_INFERENCE_MODE)
-def test_what_inference_mode_has_done_can_be_trained(how):
-    layer = register_negative_diagonal(linear(-1.0))
+@pytest.mark.parametrize(("make", "act"), DONE.values(), ids=DONE)
+def test_what_inference_mode_has_done_can_be_trained(make, act):
+    layer = make()
     with torch.inference_mode():
-        IN_INFERENCE_MODE[how](layer)
+        act(layer)
     assert not any(tensor.is_inference() for tensor in layer.parameters())
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     for _ in range(2):
@@ -570,15 +548,3 @@ def test_what_a_cast_in_inference_mode_leaves_is_projected():
     layer(torch.ones(1, 3, dtype=torch.float64)).sum().neg().backward()
     torch.optim.SGD(layer.parameters(), lr=10.0).step()
     assert_negative(layer.parametrizations.weight.original.diagonal())
-
-
-def test_a_transposed_weight_registered_in_inference_mode_can_be_trained():
-    layer = nn.Linear(3, 4)
-    layer.weight = nn.Parameter(torch.randn(3, 4).T)
-    with torch.inference_mode():
-        register_negative_diagonal(layer)
-    assert layer.parametrizations.weight.original.stride() == (1, 4)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
-    layer(torch.ones(1, 3)).sum().backward()
-    optimizer.step()
-    assert_negative(layer.weight.diagonal())

@@ -229,17 +229,6 @@ def test_after_removal_the_weight_is_free(register, remove):
     assert isinstance(kept, ClampDiagonal)
 
 
-def test_a_step_that_is_skipped_projects_nothing():
-    module = registered(LINEAR)
-    original = beyond(module)
-    optimizer = torch.optim.SGD([original], lr=0.1)
-    scaler = torch.amp.GradScaler("cpu")
-    scaler.scale(module.weight.sum() * torch.inf).backward()
-    scaler.step(optimizer)
-    scaler.update()
-    assert original.diagonal().eq(0.5).all()
-
-
 def test_a_line_search_sees_feasible_weights_only():
     module = registered(LINEAR)
     optimizer = torch.optim.LBFGS(module.parameters(), line_search_fn="strong_wolfe")

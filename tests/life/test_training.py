@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from negdiag_param import register_negative_diagonal
 from tests.support.asserts import (
@@ -14,13 +13,11 @@ from tests.support.asserts import (
     diagonal_of,
     original_of,
     push_up,
-    registered,
     value_of,
     weight_of,
 )
 from tests.support.tables import (
     LAYERS,
-    every_built_in,
     every_dtype,
     every_layer_once_every_map_somewhere,
     every_map,
@@ -78,24 +75,6 @@ def test_weight_decay_pulls_to_the_fixed_point_of_the_map(case, margin):
     expected = torch.full((4,), RESTS[case](margin))
     torch.testing.assert_close(diagonal, expected, rtol=1e-5, atol=1e-6)
     assert_negative(diagonal, margin)
-
-
-@every_built_in
-def test_an_ema_averages_the_originals(map):
-    module = registered(LINEAR, map)
-    averaged = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.5))
-    averaged.update_parameters(module)
-    one = module.weight.diagonal().detach()
-    with torch.no_grad():
-        original_of(LINEAR, module).diagonal().sub_(1)
-    averaged.update_parameters(module)
-    other, found = module.weight.diagonal().detach(), averaged.module.weight.diagonal()
-    assert_negative(found)
-    if map == "exp":
-        torch.testing.assert_close(found, -(one * other).sqrt())
-    elif map in ("clamp", "sign_flip"):
-        torch.testing.assert_close(found, (one + other) / 2)
-    assert ((found <= torch.maximum(one, other)) & (found >= torch.minimum(one, other))).all()
 
 
 @every_map
