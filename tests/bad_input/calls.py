@@ -17,6 +17,7 @@ from negdiag_param import (
     remove_negative_diagonal,
 )
 from tests.bad_input.table import (
+    FLOATING,
     MATRIX,
     NOT_FINITE_MESSAGE,
     NOT_NEGATIVE,
@@ -31,6 +32,7 @@ from tests.bad_input.table import (
     quietly,
     registered,
 )
+from tests.bad_input.tensors import bare, recurrent
 from tests.support.modules import linear, transformer
 
 NAMED: dict[str, Callable[..., Any]] = {
@@ -229,8 +231,23 @@ ROWS: Table = {
         RuntimeError,
         FUNCTIONAL,
     ),
-    "jit.script: a registered layer": Bad(registered, torch.jit.script, TypeError, SCRIPT),
-    "jit.script: a model with one": Bad(in_a_model, torch.jit.script, TypeError, SCRIPT),
+    **{
+        f"jit.script: {label}": Bad(make, torch.jit.script, TypeError, SCRIPT)
+        for label, make in {
+            "a registered layer": registered,
+            "one registered by PyTorch": bare,
+            "a model with one": in_a_model,
+        }.items()
+    },
+    **{
+        f"complex64: {name}": Bad(
+            make,
+            lambda module: module._apply(lambda tensor: tensor.to(torch.complex64)),
+            TypeError,
+            f"{name}: expected a cast to {FLOATING}, got torch.complex64",
+        )
+        for name, make in {"weight": registered, "weight_hh_l0": recurrent}.items()
+    },
     "reset_parameters: to NaN": Bad(
         diverging, lambda module: module.reset_parameters(), ValueError, FINITE
     ),

@@ -153,6 +153,19 @@ def test_what_is_no_second_place_is_let_pass(make):
     assert len(list(negative_diagonals(model)))
 
 
+def test_tensors_beside_each_other_in_one_memory_are_their_own():
+    memory, columns = torch.randn(8, 4), torch.randn(4, 8)
+    for tensor, other in (
+        (memory[4:], memory[:4]),
+        (memory[4:], memory.view(torch.float64)[:4]),
+        (columns[:, :4], columns[:, 4:]),
+    ):
+        module, before = nn.Module(), other.clone()
+        module.one, module.other = nn.Parameter(tensor), nn.Buffer(other)
+        register_negative_diagonal(module, "one")
+        assert torch.equal(module.other, before)
+
+
 @pytest.mark.integration("ncps")
 @pytest.mark.filterwarnings("ignore")
 def test_liquid_networks_keep_theirs_in_a_dict_and_are_refused():

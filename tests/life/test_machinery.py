@@ -23,7 +23,6 @@ from negdiag_param import (
 )
 from tests.support.asserts import assert_negative
 from tests.support.modules import Half, linear
-from tests.support.state import state_of
 
 
 def bare(layer: nn.Module, map: type = ClampDiagonal) -> nn.Module:
@@ -290,93 +289,6 @@ def test_an_assignment_that_stops_in_between_changes_nothing(monkeypatch):
 
 
 # What is refused, with its reason, and changes nothing.
-
-
-def gru() -> nn.GRU:
-    return register_negative_diagonal(nn.GRU(3, 3), "weight_hh_l0")
-
-
-def sharing(make: Callable[[Tensor], Tensor], attribute: bool = False) -> nn.Module:
-    memory, module = torch.randn(8, 4), nn.Module()
-    module.one = nn.Parameter(memory[4:])
-    other = make(memory)
-    vars(module)["other"] = [other]
-    if not attribute:
-        del module.other
-        module.register_buffer("other", other)
-    return module
-
-
-def register_one(module: nn.Module) -> None:
-    register_negative_diagonal(module, "one")
-
-
-def to_complex(module: nn.Module) -> None:
-    module._apply(lambda tensor: tensor.to(torch.complex64))
-
-
-TIED = r"one: expected a tensor of its own, got one tied to other"
-REFUSED: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], object], str]] = {
-    "a part of its memory": (lambda: sharing(lambda m: m[3:6]), register_one, TIED),
-    "its bytes": (lambda: sharing(lambda m: m.view(torch.float64)[5:]), register_one, TIED),
-    "a view": (lambda: sharing(lambda m: m[5:], True), register_one, r"also keeps in self\.other"),
-    "another dtype in a chain": (
-        chain,
-        lambda m: setattr(m, "weight", -torch.eye(3, dtype=torch.float64)),
-        r"weight: expected a tensor of torch\.float32",
-    ),
-    "None in a recurrent layer": (
-        gru,
-        lambda m: setattr(m, "weight_hh_l0", None),
-        r"weight_hh_l0: expected a tensor, got NoneType",
-    ),
-    "a cast": (
-        lambda: register_negative_diagonal(nn.Linear(3, 3)),
-        to_complex,
-        r"weight: expected a cast to .* got torch\.complex",
-    ),
-    "a cast of a recurrent layer": (gru, to_complex, r"weight_hh_l0: expected a cast to"),
-    "script": (
-        lambda: bare(linear(-1.0)),
-        torch.jit.script,
-        r"expected a module without a negative diagonal",
-    ),
-    **{
-        f"{name} of {cls.__name__}": (
-            lambda cls=cls: cls(4, 2),
-            lambda m, name=name: register_negative_diagonal(m, name),
-            rf"{name}: expected blocks, as \d matrices",
-        )
-        for name, cls in (
-            ("weight_ih_l0", nn.LSTM),
-            ("weight_ih_l0", nn.GRU),
-            ("in_proj_weight", nn.MultiheadAttention),
-        )
-    },
-}
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*", "ignore:Complex modules")
-@pytest.mark.parametrize("what", REFUSED)
-def test_it_is_refused_and_nothing_changes(what):
-    make, act, match = REFUSED[what]
-    module = make()
-    before = state_of(module)
-    with pytest.raises((TypeError, ValueError), match=match):
-        act(module)
-    assert state_of(module) == before
-
-
-def test_tensors_beside_each_other_in_one_memory_are_their_own():
-    for make in (lambda memory: memory[:4], lambda memory: memory.view(torch.float64)[:4]):
-        module = sharing(make)
-        before = module.other.clone()
-        register_one(module)
-        assert torch.equal(module.other, before)
-    columns, module = torch.randn(4, 8), nn.Module()
-    module.one, module.other = nn.Parameter(columns[:, :4]), nn.Parameter(columns[:, 4:])
-    register_one(module)
-    register_negative_diagonal(nn.LSTM(3, 4), "weight_ih_l0", dims=(0, 1))
 
 
 @pytest.mark.parametrize("block", [parametrize.cached, torch.no_grad])

@@ -390,13 +390,6 @@ class Lives(RuleBasedStateMachine):
             for slot in self.slots.values():
                 self.settle(slot)
 
-    @rule(number=numbers)
-    def cast_to_complex(self, number):
-        slot = self.pick(number)
-        if slot.map and slot.path in self.adopted:
-            cast = partial(self.owner(slot).to, torch.complex64)
-            self.refused(cast, "expected a cast to float16")
-
     @rule()
     def go_to_meta_and_back(self):
         if self.is_ours():
