@@ -7,7 +7,6 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from negdiag_param import (
@@ -145,21 +144,6 @@ def test_a_model_is_trained_averaged_saved_and_baked(name, map, tmp_path):
     assert [type(part) for part in baked.modules()] == [type(part) for part in stock.modules()]
     for other in (loaded, stock, again, baked):
         torch.testing.assert_close(model.read(other.eval()(x)), expected)
-
-
-@every_model
-def test_a_model_is_evaluated_from_a_cache(model):
-    module, x = model.retrofitted(cache_in_eval=True).eval(), model.sample()
-    expected = model.read(module(x)).detach()
-    with torch.no_grad():
-        torch.testing.assert_close(model.read(module(x)), expected)
-        with parametrize.cached():
-            torch.testing.assert_close(model.read(module(x)), expected)
-    train(model, module.train())
-    uncached = copy.deepcopy(module.eval())
-    with torch.no_grad():
-        torch.testing.assert_close(model.read(module(x)), model.read(uncached(x)))
-        assert not model.read(module(x)).allclose(expected)
 
 
 @every_model

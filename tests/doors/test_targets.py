@@ -15,9 +15,8 @@ from negdiag_param import (
     register_negative_diagonal,
     remove_negative_diagonal,
 )
-from tests.support.asserts import assert_negative, diagonal_of, registered
+from tests.support.asserts import assert_negative
 from tests.support.modules import Raw, transformer
-from tests.support.tables import every_built_in, every_layer_once_every_map_somewhere
 
 
 def names(model: nn.Module) -> list[str]:
@@ -72,27 +71,6 @@ def test_a_scripted_module_beside_is_left_alone():
     assert list(plain_state_dict(model)) == ["0.weight", "0.bias", "1.weight", "1.bias"]
     remove_negative_diagonal(model, "*")
     assert names(model) == []
-
-
-@every_layer_once_every_map_somewhere()
-def test_the_diagonals_are_those_of_the_weight(map, layer):
-    module = registered(layer, map, margin=0.1)
-    ((found, diagonal),) = negative_diagonals(module)
-    assert found == layer.tensor_name
-    expected = diagonal_of(layer, module)
-    assert diagonal.numel() == expected.numel()
-    torch.testing.assert_close(diagonal.reshape(-1).sort()[0], expected.reshape(-1).sort()[0])
-
-
-@every_built_in
-def test_the_diagonals_are_differentiable(map):
-    model = register_negative_diagonal(transformer(), "*.linear?.weight", map=map)
-    sum(diagonal.square().sum() for _, diagonal in negative_diagonals(model)).backward()
-    for layer in model["encoder"].layers:
-        original = layer.linear1.parametrizations.weight.original
-        found, original.grad = original.grad, None
-        layer.linear1.weight.diagonal().square().sum().backward()
-        torch.testing.assert_close(found, original.grad)
 
 
 @pytest.mark.parametrize("size", [1, 3])

@@ -135,9 +135,7 @@ ARITHMETIC = {
     "moving average": lambda v: 0.9 * v + 0.1 * v,
     "float16": lambda v: v.half(),
     "bfloat16": lambda v: v.bfloat16(),
-    "float64": lambda v: v.double(),
     "noise": lambda v: v + 0.5 * torch.randn_like(v),
-    "a difference put back": lambda v: v + (v - v),
     "on meta": lambda v: v.to("meta") if v.shape == (256,) else v,
 }
 

@@ -21,8 +21,9 @@ from negdiag_param import (
     register_negative_diagonal,
     remove_negative_diagonal,
 )
-from tests.support.asserts import assert_negative
+from tests.support.asserts import assert_negative, push_up, reflected
 from tests.support.modules import Half, linear
+from tests.support.tables import LAYERS, every_map
 
 
 def bare(layer: nn.Module, map: type = ClampDiagonal) -> nn.Module:
@@ -248,6 +249,32 @@ def chain(other: Callable = parametrizations.weight_norm, map: str = "clamp") ->
     return register_negative_diagonal(module, map=map).eval()
 
 
+@every_map
+@pytest.mark.parametrize("other", [half, parametrizations.weight_norm])
+def test_a_chain_keeps_the_value_and_has_a_life(other, map):
+    module, target = nn.Linear(3, 3), chain(other, map)
+    other(module)
+    expected = reflected(LAYERS["linear"], module.weight)
+    register_negative_diagonal(module, map=map)
+    torch.testing.assert_close(module.weight, expected)
+    module.weight = expected * 3
+    torch.testing.assert_close(module.weight, expected * 3)
+    push_up(module, steps=1)
+    value = module.weight.detach().clone()
+    assert not value.allclose(expected * 3)
+    assert_negative(value.diagonal())
+    for again in (copy.deepcopy, pickled) if other is half else (copy.deepcopy,):
+        replica = again(module)
+        torch.testing.assert_close(replica.weight, value)
+        push_up(replica, steps=1)
+        torch.testing.assert_close(module.weight, value)
+    target.load_state_dict(module.state_dict())
+    torch.testing.assert_close(target.weight, value)
+    remove_negative_diagonal(module)
+    assert not parametrize.is_parametrized(module)
+    torch.testing.assert_close(module.weight, value)
+
+
 @every_other
 @pytest.mark.parametrize("assign", [False, True])
 def test_a_chain_refuses_a_checkpoint_of_another_map_and_keeps_its_weight(other, assign):
@@ -288,39 +315,15 @@ def test_an_assignment_that_stops_in_between_changes_nothing(monkeypatch):
     torch.testing.assert_close(module.weight, before)
 
 
-# What is refused, with its reason, and changes nothing.
-
-
-@pytest.mark.parametrize("block", [parametrize.cached, torch.no_grad])
-def test_a_recurrent_layer_computes_nothing_with_a_value_that_was_refused(block):
-    layer = nn.GRU(3, 3)
-    with torch.no_grad():
-        layer.weight_hh_l0.fill_(-0.5)
-    register_negative_diagonal(layer, "weight_hh_l0", infeasible="error", cache_in_eval=True)
-    x = torch.ones(2, 1, 3)
-    with torch.no_grad(), block():
-        expected = layer.eval()(x)[0]
-        for bad in (5 * torch.eye(3).repeat(3, 1), torch.full((9, 3), torch.nan), None):
-            with pytest.raises((ValueError, TypeError), match=r"weight_hh_l0: expected"):
-                layer.weight_hh_l0 = bad
-            assert torch.equal(layer(x)[0], expected)
-
-
 # Caches, profilers, checkpoints, resets, names and signatures.
 
 
-def test_freezing_within_a_cached_block_is_noticed():
-    layer = register_negative_diagonal(nn.Linear(3, 3))
-    with parametrize.cached():
-        assert layer.weight.requires_grad
-        layer.requires_grad_(False)
-        assert not layer.weight.requires_grad
-
-
-def test_a_parametrization_that_is_added_within_a_cached_block_is_noticed():
+def test_what_changes_within_a_cached_block_is_noticed():
     layer = register_negative_diagonal(nn.Linear(3, 3))
     with parametrize.cached():
         weight = layer.weight
+        layer.requires_grad_(False)
+        assert not layer.weight.requires_grad
         half(layer)
         assert torch.equal(layer.weight, weight / 2)
 

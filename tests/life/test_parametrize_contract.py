@@ -164,9 +164,9 @@ def test_another_parametrization_on_one_module_leaves_the_others():
     other.bias = nn.Parameter(torch.ones(3))
     assert (other.bias == 1).all()
     for module in (layer, other, made()):
-        replica = copy.deepcopy(module)
-        torch.testing.assert_close(replica.bias, module.bias)
-        replica(torch.ones(1, 3)).sum().backward()
+        for replica in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+            torch.testing.assert_close(replica.bias, module.bias)
+            replica(torch.ones(1, 3)).sum().backward()
     parametrize.remove_parametrizations(layer, "bias")
     torch.testing.assert_close(layer.bias, expected)
 
