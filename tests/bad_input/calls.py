@@ -16,21 +16,9 @@ from negdiag_param import (
     register_negative_diagonal,
     remove_negative_diagonal,
 )
-from tests.bad_input.table import (
-    MATRIX,
-    NOT_FINITE_MESSAGE,
-    NOT_NEGATIVE,
-    ONES,
-    WANTED,
-    Bad,
-    Table,
-    Values,
-    assign,
-    by_type,
-    given,
-    quietly,
-    registered,
-)
+from tests.bad_input import table as t
+from tests.bad_input.table import Bad, Table, Values, given, registered
+from tests.bad_input.tensors import bare, recurrent
 from tests.support.modules import linear, transformer
 
 NAMED: dict[str, Callable[..., Any]] = {
@@ -43,18 +31,11 @@ OF_A_MODEL: dict[str, Callable[..., Any]] = {
     "plain_state_dict": plain_state_dict,
 }
 NO_MODULES = [None, "layer", 3, [nn.Linear(2, 2)], nn.Linear, torch.ones(2)]
-NO_NAMES = by_type("tensor_name: expected a string, got ", None, 3, b"weight", ["weight"])
+NO_NAMES = t.by_type("tensor_name: expected a string, got ", None, 3, b"weight", ["weight"])
 # With the names that are near.
-UNKNOWN = {
-    "": "weight, bias",
-    "wieght": "weight",
-    "weight.": "weight",
-    ".weight": "weight",
-    "weight.weight": "weight",
-    "*.wieght": "weight",
-    "[": "weight, bias",
-    "parametrizations.weight.original": "weight",
-}
+NEAR_WEIGHT = ["wieght", "weight.", ".weight", "weight.weight", "*.wieght"]
+NEAR_WEIGHT += ["parametrizations.weight.original"]
+UNKNOWN = {**dict.fromkeys(NEAR_WEIGHT, "weight"), **dict.fromkeys(["", "["], "weight, bias")}
 WITHOUT = "expected a tensor registered with a negative diagonal, got one without"
 
 
@@ -69,7 +50,7 @@ def _at_every_door() -> Table:
     rows: Table = {}
     for name, function in (NAMED | OF_A_MODEL).items():
         argument = "module" if name in NAMED else "model"
-        values = by_type(f"{argument}: expected an nn.Module, got ", *NO_MODULES)
+        values = t.by_type(f"{argument}: expected an nn.Module, got ", *NO_MODULES)
         for label, (bad, error, message) in values.items():
             rows[f"{name}: a {label}"] = Bad(lambda bad=bad: bad, function, error, message)
     for name, function in NAMED.items():
@@ -83,7 +64,7 @@ def _at_every_door() -> Table:
         if not is_new:
             pattern = "'*': expected tensors with a negative diagonal in Linear, found no match; "
             for made, bad, message in (
-                (linear, "weight", f"weight: {WITHOUT}, {MATRIX}"),
+                (linear, "weight", f"weight: {WITHOUT}, {t.MATRIX}"),
                 (registered, "bias", f"bias: {WITHOUT}, shape (3,), torch.float32"),
                 (linear, "*", f"{pattern}near names: weight, bias"),
             ):
@@ -105,7 +86,7 @@ NAMES: list[tuple[Callable[[], nn.Module], str, str]] = [
     (lambda: nn.Linear(2, 2, bias=False), "bias", missing("bias", "Linear", "weight")),
     (transformer, NESTED, missing(NESTED, "ModuleDict", "encoder.layers.0.linear1.weight, ...")),
     (
-        lambda: quietly(lambda: nn.utils.weight_norm(linear())),
+        lambda: t.quietly(lambda: nn.utils.weight_norm(linear())),
         "weight",
         missing("weight", "Linear", "weight_v, weight_g"),
     ),
@@ -118,8 +99,7 @@ NAMES: list[tuple[Callable[[], nn.Module], str, str]] = [
     (
         memory,
         "keys",
-        "keys: expected a name that an nn.ModuleDict can hold, where parametrizations are kept, "
-        "got 'keys', which is an attribute of it",
+        "keys: expected a name that an nn.ModuleDict can hold, ..., got 'keys', ...",
     ),
 ]
 
@@ -136,24 +116,24 @@ def _swaps(value: Tensor) -> Callable[[Tensor], None]:
     return initializer
 
 
-FINITE = f"weight: {NOT_FINITE_MESSAGE}"
-NOT_3 = f"weight: expected {NOT_NEGATIVE.format(3, 1)}; got {MATRIX}"
-SHAPE = f"{WANTED}shape (3, 2), torch.float32 on cpu"
-DTYPE = f"{WANTED}shape (3, 3), torch.float64 on cpu"
-RETURNS = (
-    "initializer: expected a callable that fills its tensor in place, got one that left it as "
-)
+FINITE = f"weight: {t.NOT_FINITE_MESSAGE}"
+NOT_3 = f"weight: expected {t.NOT_NEGATIVE.format(3, 1)}; got {t.MATRIX}"
+SHAPE = f"{t.WANTED}shape (3, 2), torch.float32 on cpu"
+DTYPE = f"{t.WANTED}shape (3, 3), torch.float64 on cpu"
+NO_CALLABLES = [None, "zeros_", 3, t.ONES, [nn.init.zeros_]]
 INITIALIZERS: Values = {
-    **by_type("initializer: expected a callable, got ", None, "zeros_", 3, ONES, [nn.init.zeros_]),
+    **t.by_type(
+        "initializer: expected a callable, got ", None, "zeros_", 3, t.ONES, [nn.init.zeros_]
+    ),
     "one that makes NaN": (lambda tensor: tensor.fill_(math.nan), ValueError, FINITE),
     "one that makes infinity": (lambda tensor: tensor.fill_(-math.inf), ValueError, FINITE),
     "one that resizes": (lambda tensor: tensor.resize_(3, 2), ValueError, SHAPE),
     "one that swaps the shape": (_swaps(torch.ones(3, 2)), ValueError, SHAPE),
-    "one that swaps the dtype": (_swaps(ONES.double()), ValueError, DTYPE),
+    "one that swaps the dtype": (_swaps(t.ONES.double()), ValueError, DTYPE),
     "one that returns another tensor": (
-        lambda tensor: -ONES,
+        lambda tensor: -t.ONES,
         ValueError,
-        f"{RETURNS}it was and returned another, {MATRIX}",
+        f"initializer: expected a callable ... in place, got one ... returned another, {t.MATRIX}",
     ),
     "one that fails": (_fails, RuntimeError, "stopped"),
 }
@@ -161,7 +141,7 @@ INITIALIZERS: Values = {
 
 def functional_call(key: str) -> Callable[[nn.Module], object]:
     plain = torch.zeros(3, 3, requires_grad="." in key)
-    return lambda module: torch.func.functional_call(module, {key: plain}, (ONES,))
+    return lambda module: torch.func.functional_call(module, {key: plain}, (t.ONES,))
 
 
 def in_a_model() -> nn.Module:
@@ -183,17 +163,8 @@ def diverging() -> nn.Module:
     return module
 
 
-FUNCTIONAL = (
-    "weight: expected no assignment inside a torch.func transform or functional_call, got one; "
-    "give functional_call the key parametrizations.weight.original instead"
-)
-SCRIPT = (
-    "expected a module without a negative diagonal for torch.jit.script, got a registered one; "
-)
-SCRIPT += (
-    "script a baked copy, which remove_negative_diagonal(copy.deepcopy(model), ...) gives, or "
-)
-SCRIPT += "use torch.export"
+FUNCTIONAL = "weight: expected no assignment inside a ... functional_call, got one; give ..."
+SCRIPT = "expected a module without a negative diagonal for torch.jit.script, got a registered ..."
 ROWS: Table = {
     **_at_every_door(),
     **{
@@ -225,12 +196,27 @@ ROWS: Table = {
     ),
     "vmap: an assignment": Bad(
         registered,
-        lambda module: torch.vmap(lambda x: (assign(module, -ONES), x)[1])(torch.ones(2)),
+        lambda module: torch.vmap(lambda x: (t.assign(module, -t.ONES), x)[1])(torch.ones(2)),
         RuntimeError,
         FUNCTIONAL,
     ),
-    "jit.script: a registered layer": Bad(registered, torch.jit.script, TypeError, SCRIPT),
-    "jit.script: a model with one": Bad(in_a_model, torch.jit.script, TypeError, SCRIPT),
+    **{
+        f"jit.script: {label}": Bad(make, torch.jit.script, TypeError, SCRIPT)
+        for label, make in {
+            "a registered layer": registered,
+            "one registered by PyTorch": bare,
+            "a model with one": in_a_model,
+        }.items()
+    },
+    **{
+        f"complex64: {name}": Bad(
+            make,
+            lambda module: module._apply(lambda tensor: tensor.to(torch.complex64)),
+            TypeError,
+            f"{name}: expected a cast to {t.FLOATING}, got torch.complex64",
+        )
+        for name, make in {"weight": registered, "weight_hh_l0": recurrent}.items()
+    },
     "reset_parameters: to NaN": Bad(
         diverging, lambda module: module.reset_parameters(), ValueError, FINITE
     ),
@@ -238,7 +224,6 @@ ROWS: Table = {
         lambda: parametrize.register_parametrization(registered(), "weight", nn.Identity()),
         plain_state_dict,
         ValueError,
-        "weight: expected no other parametrization beside the negative diagonal, found "
-        "ParametrizationList(...)",
+        "weight: expected no other parametrization ..., found ParametrizationList(...)",
     ),
 }

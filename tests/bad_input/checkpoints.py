@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from negdiag_param import NegExpDiagonal, register_negative_diagonal
+from negdiag_param import register_negative_diagonal
 from tests.bad_input import table as t
 from tests.bad_input.table import MATRIX, ONES, Bad, Table, Values, given, registered, saying
 from tests.bad_input.tensors import bare
@@ -157,12 +157,6 @@ ROWS: Table = {
         RuntimeError,
         f"{ERRORS.replace('ParametrizedLinear', 'Sequential')}While loading 0.weight: weight: "
         f"{t.NOT_FINITE_MESSAGE}",
-    ),
-    **given(
-        "NegExpDiagonal.set_extra_state",
-        NegExpDiagonal,
-        NegExpDiagonal.set_extra_state,
-        by_the_class(MARKS),
     ),
     **given(
         "NegExpDiagonal.load_state_dict",

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import weight_norm
 
 from negdiag_param import NegExpDiagonal, register_negative_diagonal, remove_negative_diagonal
 from tests.bad_input import table as t
@@ -25,6 +26,15 @@ def bare(module: nn.Module | None = None, **options: Any) -> nn.Module:
     """By the stock door."""
     module = linear(-2.0) if module is None else module
     return parametrize.register_parametrization(module, "weight", NegExpDiagonal(**options))
+
+
+def chained() -> nn.Module:
+    """With two originals."""
+    return register_negative_diagonal(weight_norm(linear()), infeasible="reflect")
+
+
+def recurrent() -> nn.Module:
+    return register_negative_diagonal(nn.GRU(3, 3), "weight_hh_l0")
 
 
 def after(parametrization: nn.Module) -> nn.Module:
@@ -64,22 +74,19 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], type[Exception], str]] = {
         f"sparse gradients of {cls.__name__}": (
             lambda cls=cls: cls(3, 3, sparse=True),
             ValueError,
-            f"weight: expected a layer with dense gradients, got {cls.__name__}(sparse=True); make "
-            f"it with sparse=False",
+            f"weight: expected a layer with dense gradients, got {cls.__name__}(sparse=True); ...",
         )
         for cls in (nn.Embedding, nn.EmbeddingBag)
     },
     "three dimensions": (
         lambda: nn.Bilinear(2, 2, 2),
         ValueError,
-        "weight: expected dims, such as dims=(-2, -1), for a tensor of 3 dimensions, got none; "
-        "shape (2, 2, 2), torch.float32",
+        "weight: expected dims, ..., for a tensor of 3 dimensions, got none; shape (2, 2, 2), ...",
     ),
     "a layer made in inference mode": (
         made_in_inference,
         ValueError,
-        f"weight: expected a tensor made outside of torch.inference_mode(), got {MATRIX}, made "
-        f"in it",
+        f"weight: expected a tensor made outside of torch.inference_mode(), got {MATRIX}, ...",
     ),
     "an expanded parameter": (
         lambda: t.holding(nn.Parameter(torch.ones(1).expand(3, 3))),
@@ -179,6 +186,20 @@ def _assigned() -> Table:
             lambda _, make=make, **options: make(**options),
             lambda module, value, given_as=given_as, **_: t.assign(module, given_as(value)),
         )
+    originals = "weight: expected originals of shapes [(3, 1), (3, 3)], got [({}, 1), {}]"
+    values = {
+        f"shape {shape}": (-torch.ones(shape), ValueError, originals.format(shape[0], shape))
+        for shape in [(2, 3), (4, 3), (3, 2), (3, 6)]
+    }
+    message = "weight: expected a tensor of torch.float32, got torch.float64"
+    values["float64"] = (-ONES.double(), ValueError, message)
+    rows |= given("layer.weight in a chain", chained, t.assign, values)
+    rows["a recurrent layer: None"] = Bad(
+        recurrent,
+        lambda module: setattr(module, "weight_hh_l0", None),
+        TypeError,
+        "weight_hh_l0: expected a tensor, got NoneType",
+    )
     return rows
 
 
@@ -248,15 +269,24 @@ KEPT = [
     (linear, "weight", "kept", lambda w: {"w": w}, "['w']"),
     (linear, "weight", "kept", lambda w: [1, w], "[1]"),
     (linear, "weight", "kept", lambda w: {"a": [(w,)]}, "['a'][0][0]"),
+    (linear, "weight", "part", lambda w: w.detach().as_strided((3, 3), (1, 1), 4), ""),
     # Only the list that a recurrent layer has by itself is let pass.
     (linear, "weight", "_flat_weights", lambda w: [w], "[0]"),
     (lambda: nn.RNN(3, 3), "weight_hh_l0", "kept", lambda w: [w], "[0]"),
 ]
+TIED_NAMES = ("0.weight", "0.weight", "1.weight")
 TIED = [
     (tied, "0.weight", "0.weight", "1.weight"),
     (tied, "1.weight", "1.weight", "0.weight"),
     (tied, "*.weight", "0.weight", "1.weight"),
-    (lambda: tied(lambda w: nn.Parameter(w.detach())), "0.weight", "0.weight", "1.weight"),
+    *(
+        (lambda share=share: tied(lambda w: nn.Parameter(share(w.detach()))), *TIED_NAMES)
+        for share in (
+            lambda w: w,
+            lambda w: w[1:],
+            lambda w: w.flatten()[2:8].view(torch.float64),  # its bytes
+        )
+    ),
     (tied_to_an_original, "1.weight", "1.weight", "0.weight"),
 ]
 OWN = "expected a tensor of its own, got one tied to"
@@ -269,9 +299,8 @@ ROWS: Table = {
             lambda given=(make, name, attribute, keep): keeping(*given),
             lambda module, name=name: register_negative_diagonal(module, name),
             ValueError,
-            f"{name}: expected a tensor that its module reads as self.{name}, got one that it also "
-            f"keeps in self.{attribute}{where}, {MATRIX}; what reads it there would see the "
-            f"original, which is not constrained. Remove that reference first",
+            f"{name}: expected a tensor that its module reads as self.{name}, got one ... also "
+            f"keeps in self.{attribute}{where}, {MATRIX}; ... Remove that reference first",
         )
         for make, name, attribute, keep, where in KEPT
     },
@@ -289,10 +318,23 @@ ROWS: Table = {
             sharing_originals,
             lambda model, name=name: remove_negative_diagonal(model, name),
             ValueError,
-            f"0.weight: {OWN} 1.weight, {MATRIX}; removing would bake the value in twice. Untie "
-            f"them first",
+            f"0.weight: {OWN} 1.weight, {MATRIX}; removing would bake the value in twice. ...",
         )
         for name in ("0.weight", "*.weight")
+    },
+    **{
+        f"register_negative_diagonal: {name} of {cls.__name__}": Bad(
+            lambda cls=cls: cls(4, 2),
+            lambda module, name=name: register_negative_diagonal(module, name),
+            ValueError,
+            f"{name}: expected blocks, as {blocks} matrices are stacked in {name}, got none; shape "
+            f"({rows}, 4), torch.float32; pass blocks={blocks} for a diagonal in each",
+        )
+        for cls, name, blocks, rows in (
+            (nn.LSTM, "weight_ih_l0", 4, 8),
+            (nn.GRU, "weight_ih_l0", 3, 6),
+            (nn.MultiheadAttention, "in_proj_weight", 3, 12),
+        )
     },
     "register_negative_diagonal: a lazy layer by pattern": Bad(
         lambda: t.quietly(lambda: nn.Sequential(linear(), nn.LazyLinear(3))),

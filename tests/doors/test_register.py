@@ -1,6 +1,8 @@
-"""Registering keeps the layer as it was, but for a diagonal reflected to the negatives."""
+"""Registering reflects the diagonal and no more, initialisers pass, and removing leaves stock."""
 
 import copy
+import pickle
+from functools import partial
 from itertools import chain, repeat
 from unittest import mock
 
@@ -21,13 +23,20 @@ from tests.support.asserts import (
     assert_negative,
     assert_only_diagonal_differs,
     assert_same_bits,
-    parametrization_of,
+    diagonal_of,
+    original_of,
+    reflected,
     registered,
-    weight_of,
+    value_of,
 )
+from tests.support.modes import switched
 from tests.support.modules import linear
 from tests.support.state import state_of
-from tests.support.tables import every_built_in, every_layer_once_every_map_somewhere, every_map
+from tests.support.tables import (
+    every_built_in,
+    every_layer_once_every_map_somewhere,
+    grouped,
+)
 
 
 @every_layer_once_every_map_somewhere()
@@ -53,16 +62,6 @@ def test_registration_keeps_the_layer_and_reflects_its_diagonal(layer, map):
     torch.testing.assert_close(
         layer.diagonal(weight)[kept], -layer.diagonal(value)[kept].abs(), rtol=1e-3, atol=1e-4
     )
-
-
-@every_map
-def test_zero_initialised_layers_start_negative_and_train(map):
-    layer = nn.Linear(3, 3, bias=False)
-    nn.init.zeros_(layer.weight)
-    register_negative_diagonal(layer, map=map)
-    torch.testing.assert_close(layer.weight.diagonal(), torch.full((3,), -1e-3))
-    layer(torch.ones(1, 3)).sum().backward()
-    assert (layer.parametrizations.weight.original.grad.diagonal() != 0).all()
 
 
 def test_a_failure_in_the_middle_of_registering_changes_nothing():
@@ -114,16 +113,6 @@ def test_a_transform_with_a_memory_can_be_copied():
     layer = register_negative_diagonal(nn.Linear(3, 3), map=negated)
     layer(torch.randn(2, 3)).sum().backward()
     assert_same_bits(copy.deepcopy(layer).weight, layer.weight)
-
-
-@every_layer_once_every_map_somewhere(somewhere=("linear",))
-def test_the_ecosystems_door_gives_the_same_weight(layer, map):
-    helped = registered(layer, map, infeasible="reflect")
-    parametrization = copy.deepcopy(parametrization_of(layer, helped))
-    torch.manual_seed(0)
-    module = layer.make()
-    parametrize.register_parametrization(module, layer.tensor_name, parametrization)
-    assert_same_bits(weight_of(layer, module), weight_of(layer, helped))
 
 
 @every_built_in
@@ -193,14 +182,6 @@ def test_center_taps_are_the_main_diagonal_of_the_convolution(name):
     )
 
 
-def test_a_laplacian_stencil_stays_representable():
-    conv = nn.Conv2d(1, 1, 3, padding=1, bias=False)
-    register_negative_diagonal(conv, taps="center")
-    stencil = torch.tensor([[[[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]]])
-    conv.weight = stencil
-    torch.testing.assert_close(conv.weight.detach(), stencil)
-
-
 def test_groups_are_inferred_only_where_they_fit():
     conv = nn.Conv2d(4, 4, 4, groups=2)
     before = conv.weight.detach().clone()
@@ -209,3 +190,126 @@ def test_groups_are_inferred_only_where_they_fit():
     assert_only_diagonal_differs(conv.weight, before, lambda w: w.diagonal(dim1=2, dim2=3))
     gru = register_negative_diagonal(nn.GRU(3, 9), "weight_hh_l0", dims=(1, 0))
     assert_negative(gru.weight_hh_l0.diagonal())
+    register_negative_diagonal(nn.LSTM(3, 4), "weight_ih_l0", dims=(0, 1))  # of no blocks
+
+
+# All that there are, with the arguments that they need.
+INITIALIZERS = {name: () for name in vars(nn.init) if name.endswith("_") and name[0] != "_"}
+INITIALIZERS |= {"uniform_": (-2.0, 2.0), "normal_": (0.0, 2.0), "constant_": (1.5,)}
+INITIALIZERS |= {"sparse_": (0.5,)}
+
+
+def fits(initializer: str, shape: torch.Size) -> bool:
+    if initializer in ("eye_", "sparse_"):
+        return len(shape) == 2
+    if initializer == "dirac_":
+        return 3 <= len(shape) <= 5
+    return len(shape) > 1
+
+
+@every_layer_once_every_map_somewhere("linear", "conv2d_groups", "lstm", somewhere=("linear",))
+@pytest.mark.parametrize("initializer", INITIALIZERS)
+def test_an_initializer_fills_the_weight_and_keeps_the_parameter(initializer, layer, map):
+    module, arguments = registered(layer, map).requires_grad_(False), INITIALIZERS[initializer]
+    original = original_of(layer, module)
+    function = getattr(nn.init, initializer)
+    plain = torch.empty_like(value_of(layer, module))
+    if not fits(initializer, plain.shape):
+        with pytest.raises(ValueError, match="tensor"):
+            init_(module, layer.tensor_name, function, *arguments)
+        return
+    torch.manual_seed(3)
+    function(plain, *arguments)
+    torch.manual_seed(3)
+    assert init_(module, layer.tensor_name, function, *arguments) is module
+    torch.testing.assert_close(value_of(layer, module), reflected(layer, plain))
+    assert_negative(diagonal_of(layer, module))
+    assert original_of(layer, module) is original
+    assert not original.requires_grad
+
+
+def test_any_callable_that_works_in_place_will_do():
+    layer = register_negative_diagonal(nn.Linear(3, 3))
+    init_(layer, "weight", torch.Tensor.copy_, -torch.eye(3))
+    torch.testing.assert_close(layer.weight, -torch.eye(3))
+    init_(layer, "weight", lambda tensor, scale: tensor.mul_(scale), scale=3.0)
+    torch.testing.assert_close(layer.weight, -3 * torch.eye(3))
+    init_(layer, "weight", nn.init.uniform_, a=-2.0, b=-1.0)
+    assert (layer.weight <= -1 + 1e-6).all()
+
+
+WAYS = {
+    "ours": remove_negative_diagonal,
+    "pytorch's": parametrize.remove_parametrizations,
+    "pytorch's, not baked": partial(parametrize.remove_parametrizations, leave_parametrized=False),
+}
+every_way = pytest.mark.parametrize("remove", WAYS.values(), ids=WAYS)
+
+
+@every_layer_once_every_map_somewhere()
+def test_removal_leaves_a_stock_module_with_the_last_weight(layer, map):
+    torch.manual_seed(0)
+    module = layer.make()
+    stock = copy.deepcopy(module)
+    parameters = list(module.parameters())
+    register_negative_diagonal(module, layer.tensor_name, map=map, **layer.options)
+    weight = getattr(module, layer.tensor_name).detach().clone()
+    assert remove_negative_diagonal(module, layer.tensor_name) is module
+    assert type(module) is type(stock)
+    assert_same_bits(getattr(module, layer.tensor_name), weight)
+    assert [id(p) for p in module.parameters()] == [id(p) for p in parameters]
+    assert list(module.state_dict()) == list(stock.state_dict())
+    assert vars(module).keys() == vars(stock).keys()
+    assert not module._load_state_dict_pre_hooks
+
+
+@every_way
+def test_after_any_removal_nothing_of_ours_acts_and_another_map_can_come(remove):
+    layer = nn.Linear(3, 3)
+    for kind in ("exp", "softplus", "clamp"):
+        register_negative_diagonal(layer, map=kind, infeasible="reflect")
+        remove(layer, "weight")
+        assert type(layer) is nn.Linear
+        assert vars(layer).keys() == vars(nn.Linear(3, 3)).keys()
+        assert not layer._load_state_dict_pre_hooks
+        state = nn.Linear(3, 3).state_dict()
+        layer.load_state_dict(state, strict=True)
+        assert torch.equal(layer.weight, state["weight"])
+
+
+@every_way
+def test_one_of_two_tensors_of_one_of_two_modules_goes_alone(remove):
+    layer = register_negative_diagonal(nn.GRU(3, 3, 2), "weight_hh*", infeasible="reflect")
+    other = copy.deepcopy(layer)
+    kept = other.weight_hh_l0.clone()
+    remove(layer, "weight_hh_l0")
+    assert isinstance(layer.weight_hh_l0, nn.Parameter)
+    assert torch.equal(other.weight_hh_l0, kept)
+    other.weight_hh_l0 = 2 * kept
+    torch.testing.assert_close(other.weight_hh_l0, 2 * kept)
+    state = nn.GRU(3, 3, 2).state_dict()
+    layer.load_state_dict(state, strict=True)
+    for each in (layer, pickle.loads(pickle.dumps(copy.deepcopy(layer)))):
+        assert torch.equal(each.weight_hh_l0, state["weight_hh_l0"])
+        assert isinstance(each.weight_hh_l0, nn.Parameter)
+        assert (grouped(3)(each.weight_hh_l1) < 0).all()
+    register_negative_diagonal(layer, "weight_hh_l0")
+    assert (grouped(3)(layer.weight_hh_l0) < 0).all()
+    for name in ("weight_hh_l0", "weight_hh_l1"):
+        remove(layer, name)
+    assert type(layer) is nn.GRU
+    for each in (layer, other):
+        each(torch.ones(1, 1, 3))[0].sum().backward()
+
+
+def test_removal_with_a_graph_that_is_alive_under_swapping():
+    model = register_negative_diagonal(nn.Sequential(linear(), linear()), "*.weight")
+    before = [layer.weight.detach().clone() for layer in model]
+    swap = torch.__future__.set_swap_module_params_on_conversion
+    with switched(swap, there=True, back=False):
+        output = model(torch.ones(1, 3))
+        remove_negative_diagonal(model, "*.weight")
+    output.sum().backward()
+    for layer, weight in zip(model, before, strict=True):
+        assert type(layer) is nn.Linear
+        assert torch.equal(layer.weight, weight)

@@ -15,9 +15,8 @@ from negdiag_param import (
     register_negative_diagonal,
     remove_negative_diagonal,
 )
-from tests.support.asserts import assert_negative, diagonal_of, registered
+from tests.support.asserts import assert_negative
 from tests.support.modules import Raw, transformer
-from tests.support.tables import every_built_in, every_layer_once_every_map_somewhere
 
 
 def names(model: nn.Module) -> list[str]:
@@ -74,27 +73,6 @@ def test_a_scripted_module_beside_is_left_alone():
     assert names(model) == []
 
 
-@every_layer_once_every_map_somewhere()
-def test_the_diagonals_are_those_of_the_weight(map, layer):
-    module = registered(layer, map, margin=0.1)
-    ((found, diagonal),) = negative_diagonals(module)
-    assert found == layer.tensor_name
-    expected = diagonal_of(layer, module)
-    assert diagonal.numel() == expected.numel()
-    torch.testing.assert_close(diagonal.reshape(-1).sort()[0], expected.reshape(-1).sort()[0])
-
-
-@every_built_in
-def test_the_diagonals_are_differentiable(map):
-    model = register_negative_diagonal(transformer(), "*.linear?.weight", map=map)
-    sum(diagonal.square().sum() for _, diagonal in negative_diagonals(model)).backward()
-    for layer in model["encoder"].layers:
-        original = layer.linear1.parametrizations.weight.original
-        found, original.grad = original.grad, None
-        layer.linear1.weight.diagonal().square().sum().backward()
-        torch.testing.assert_close(found, original.grad)
-
-
 @pytest.mark.parametrize("size", [1, 3])
 def test_what_has_lost_its_memory_is_refused(size):
     layer = register_negative_diagonal(nn.Linear(size, size))
@@ -105,10 +83,11 @@ def test_what_has_lost_its_memory_is_refused(size):
             read()
 
 
-def test_one_module_under_two_names_is_not_tied():
+@pytest.mark.parametrize("pattern", ["*.weight", "2.weight"])
+def test_one_module_under_two_names_is_not_tied(pattern):
     layer = nn.Linear(4, 4)
     model = nn.Sequential(layer, nn.Tanh(), layer)
-    register_negative_diagonal(model, "*.weight")
+    register_negative_diagonal(model, pattern)
     assert [name for name, _ in negative_diagonals(model)] == ["0.weight"]
     model(torch.randn(2, 4)).sum().backward()
     assert layer.parametrizations.weight.original.grad.diagonal().count_nonzero()
@@ -150,6 +129,19 @@ def test_what_is_no_second_place_is_let_pass(make):
     for _, diagonal in negative_diagonals(model):
         assert_negative(diagonal)
     assert len(list(negative_diagonals(model)))
+
+
+def test_tensors_beside_each_other_in_one_memory_are_their_own():
+    memory, columns = torch.randn(8, 4), torch.randn(4, 8)
+    for tensor, other in (
+        (memory[4:], memory[:4]),
+        (memory[4:], memory.view(torch.float64)[:4]),
+        (columns[:, :4], columns[:, 4:]),
+    ):
+        module, before = nn.Module(), other.clone()
+        module.one, module.other = nn.Parameter(tensor), nn.Buffer(other)
+        register_negative_diagonal(module, "one")
+        assert torch.equal(module.other, before)
 
 
 @pytest.mark.integration("ncps")

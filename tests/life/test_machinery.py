@@ -5,6 +5,7 @@ import copy
 import inspect
 import pickle
 from collections.abc import Callable, Iterator
+from functools import partial
 from unittest import mock
 
 import pytest
@@ -20,9 +21,9 @@ from negdiag_param import (
     register_negative_diagonal,
     remove_negative_diagonal,
 )
-from tests.support.asserts import assert_negative, assert_same_bits
+from tests.support.asserts import assert_negative, push_up, reflected
 from tests.support.modules import Half, linear
-from tests.support.state import state_of
+from tests.support.tables import LAYERS, every_map
 
 
 def bare(layer: nn.Module, map: type = ClampDiagonal) -> nn.Module:
@@ -48,24 +49,16 @@ class WithMetaclass(metaclass=Metaclass):
 Abstract = abc.ABCMeta("Abstract", (), {})
 
 
-@pytest.mark.parametrize("mixin", [object, Abstract, WithMetaclass, nn.Identity])
-def test_its_class_can_be_mixed_with_others(mixin):
-    layer = register_negative_diagonal(nn.Linear(3, 3))
-    mixed = type(mixin)("Mixed", (type(layer), mixin), {})(3, 3)
-    register_negative_diagonal(mixed)
-    assert_negative(copy.deepcopy(mixed).weight.diagonal())
-    assert isinstance(copy.deepcopy(mixed), mixin)
-
-
-def test_its_class_makes_modules_that_can_be_registered():
-    layer = register_negative_diagonal(nn.Linear(3, 3))
-    derived = type("Derived", (type(layer),), {})
-    for cls in (type(layer), derived):
-        module = register_negative_diagonal(cls(3, 3))
-        assert_negative(module.weight.diagonal())
-        assert_negative(copy.deepcopy(module).weight.diagonal())
-        remove_negative_diagonal(module)
-        assert isinstance(module.weight, nn.Parameter)
+@pytest.mark.parametrize("mixin", [None, object, Abstract, WithMetaclass, nn.Identity])
+def test_its_class_makes_modules_that_can_be_registered(mixin):
+    cls = type(register_negative_diagonal(nn.Linear(3, 3)))
+    cls = type(mixin)("Mixed", (cls, mixin), {}) if mixin else cls
+    module = register_negative_diagonal(cls(3, 3))
+    for each in (module, copy.deepcopy(module)):
+        assert isinstance(each, mixin or nn.Linear)
+        assert_negative(each.weight.diagonal())
+    remove_negative_diagonal(module)
+    assert isinstance(module.weight, nn.Parameter)
 
 
 class Registers(nn.Linear):
@@ -121,17 +114,6 @@ def test_a_copy_is_made_as_the_class_makes_it(make, again):
     with torch.no_grad():
         replica.parametrizations.weight.original.sub_(1)
     assert not torch.equal(replica.weight, module.weight)
-
-
-@pytest.mark.parametrize("again", [copy.deepcopy, pickled])
-def test_a_recurrent_layer_is_copied_within_a_cached_block(again):
-    layer = register_negative_diagonal(nn.GRU(3, 3), "weight_hh_l0")
-    with parametrize.cached():
-        layer(torch.ones(2, 1, 3))
-        replica = again(layer)
-        assert torch.equal(replica.weight_hh_l0, layer.weight_hh_l0)
-        assert replica.weight_hh_l0 is not layer.weight_hh_l0
-        assert layer.weight_hh_l0.requires_grad
 
 
 class Unpicklable(Half):
@@ -267,6 +249,32 @@ def chain(other: Callable = parametrizations.weight_norm, map: str = "clamp") ->
     return register_negative_diagonal(module, map=map).eval()
 
 
+@every_map
+@pytest.mark.parametrize("other", [half, parametrizations.weight_norm])
+def test_a_chain_keeps_the_value_and_has_a_life(other, map):
+    module, target = nn.Linear(3, 3), chain(other, map)
+    other(module)
+    expected = reflected(LAYERS["linear"], module.weight)
+    register_negative_diagonal(module, map=map)
+    torch.testing.assert_close(module.weight, expected)
+    module.weight = expected * 3
+    torch.testing.assert_close(module.weight, expected * 3)
+    push_up(module, steps=1)
+    value = module.weight.detach().clone()
+    assert not value.allclose(expected * 3)
+    assert_negative(value.diagonal())
+    for again in (copy.deepcopy, pickled) if other is half else (copy.deepcopy,):
+        replica = again(module)
+        torch.testing.assert_close(replica.weight, value)
+        push_up(replica, steps=1)
+        torch.testing.assert_close(module.weight, value)
+    target.load_state_dict(module.state_dict())
+    torch.testing.assert_close(target.weight, value)
+    remove_negative_diagonal(module)
+    assert not parametrize.is_parametrized(module)
+    torch.testing.assert_close(module.weight, value)
+
+
 @every_other
 @pytest.mark.parametrize("assign", [False, True])
 def test_a_chain_refuses_a_checkpoint_of_another_map_and_keeps_its_weight(other, assign):
@@ -288,26 +296,6 @@ def test_a_chain_loads_what_was_written_before_registration(other):
     torch.testing.assert_close(module.weight, plain.weight)
 
 
-@pytest.mark.parametrize("context", [torch.no_grad, torch.enable_grad, torch.inference_mode])
-def test_what_a_chain_leaves_behind_can_be_trained(context):
-    module = chain()
-    with context():
-        remove_negative_diagonal(module)
-    assert isinstance(module.weight, nn.Parameter)
-    module(torch.ones(1, 3)).sum().backward()
-    assert module.weight.grad is not None
-
-
-@every_other
-def test_a_chain_made_in_inference_mode_can_be_trained(other):
-    module = nn.Linear(3, 3)
-    other(module)
-    with torch.inference_mode():
-        register_negative_diagonal(module)
-    module(torch.ones(1, 3)).sum().backward()
-    torch.optim.SGD(module.parameters(), lr=0.1).step()
-
-
 def test_an_assignment_that_stops_in_between_changes_nothing(monkeypatch):
     module = chain()
     before, real, calls = module.weight.clone(), Tensor.copy_, []
@@ -327,126 +315,15 @@ def test_an_assignment_that_stops_in_between_changes_nothing(monkeypatch):
     torch.testing.assert_close(module.weight, before)
 
 
-# What is refused, with its reason, and changes nothing.
-
-
-def gru() -> nn.GRU:
-    return register_negative_diagonal(nn.GRU(3, 3), "weight_hh_l0")
-
-
-def sharing(make: Callable[[Tensor], Tensor], attribute: bool = False) -> nn.Module:
-    memory, module = torch.randn(8, 4), nn.Module()
-    module.one = nn.Parameter(memory[4:])
-    other = make(memory)
-    vars(module)["other"] = [other]
-    if not attribute:
-        del module.other
-        module.register_buffer("other", other)
-    return module
-
-
-def register_one(module: nn.Module) -> None:
-    register_negative_diagonal(module, "one")
-
-
-def to_complex(module: nn.Module) -> None:
-    module._apply(lambda tensor: tensor.to(torch.complex64))
-
-
-TIED = r"one: expected a tensor of its own, got one tied to other"
-REFUSED: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], object], str]] = {
-    "a part of its memory": (lambda: sharing(lambda m: m[3:6]), register_one, TIED),
-    "its bytes": (lambda: sharing(lambda m: m.view(torch.float64)[5:]), register_one, TIED),
-    "a view": (lambda: sharing(lambda m: m[5:], True), register_one, r"also keeps in self\.other"),
-    "another dtype in a chain": (
-        chain,
-        lambda m: setattr(m, "weight", -torch.eye(3, dtype=torch.float64)),
-        r"weight: expected a tensor of torch\.float32",
-    ),
-    "None in a recurrent layer": (
-        gru,
-        lambda m: setattr(m, "weight_hh_l0", None),
-        r"weight_hh_l0: expected a tensor, got NoneType",
-    ),
-    "a cast": (
-        lambda: register_negative_diagonal(nn.Linear(3, 3)),
-        to_complex,
-        r"weight: expected a cast to .* got torch\.complex",
-    ),
-    "a cast of a recurrent layer": (gru, to_complex, r"weight_hh_l0: expected a cast to"),
-    "script": (
-        lambda: bare(linear(-1.0)),
-        torch.jit.script,
-        r"expected a module without a negative diagonal",
-    ),
-    **{
-        f"{name} of {cls.__name__}": (
-            lambda cls=cls: cls(4, 2),
-            lambda m, name=name: register_negative_diagonal(m, name),
-            rf"{name}: expected blocks, as \d matrices",
-        )
-        for name, cls in (
-            ("weight_ih_l0", nn.LSTM),
-            ("weight_ih_l0", nn.GRU),
-            ("in_proj_weight", nn.MultiheadAttention),
-        )
-    },
-}
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*", "ignore:Complex modules")
-@pytest.mark.parametrize("what", REFUSED)
-def test_it_is_refused_and_nothing_changes(what):
-    make, act, match = REFUSED[what]
-    module = make()
-    before = state_of(module)
-    with pytest.raises((TypeError, ValueError), match=match):
-        act(module)
-    assert state_of(module) == before
-
-
-def test_tensors_beside_each_other_in_one_memory_are_their_own():
-    for make in (lambda memory: memory[:4], lambda memory: memory.view(torch.float64)[:4]):
-        module = sharing(make)
-        before = module.other.clone()
-        register_one(module)
-        assert torch.equal(module.other, before)
-    columns, module = torch.randn(4, 8), nn.Module()
-    module.one, module.other = nn.Parameter(columns[:, :4]), nn.Parameter(columns[:, 4:])
-    register_one(module)
-    register_negative_diagonal(nn.LSTM(3, 4), "weight_ih_l0", dims=(0, 1))
-
-
-@pytest.mark.parametrize("block", [parametrize.cached, torch.no_grad])
-def test_a_recurrent_layer_computes_nothing_with_a_value_that_was_refused(block):
-    layer = nn.GRU(3, 3)
-    with torch.no_grad():
-        layer.weight_hh_l0.fill_(-0.5)
-    register_negative_diagonal(layer, "weight_hh_l0", infeasible="error", cache_in_eval=True)
-    x = torch.ones(2, 1, 3)
-    with torch.no_grad(), block():
-        expected = layer.eval()(x)[0]
-        for bad in (5 * torch.eye(3).repeat(3, 1), torch.full((9, 3), torch.nan), None):
-            with pytest.raises((ValueError, TypeError), match=r"weight_hh_l0: expected"):
-                layer.weight_hh_l0 = bad
-            assert torch.equal(layer(x)[0], expected)
-
-
 # Caches, profilers, checkpoints, resets, names and signatures.
 
 
-def test_freezing_within_a_cached_block_is_noticed():
-    layer = register_negative_diagonal(nn.Linear(3, 3))
-    with parametrize.cached():
-        assert layer.weight.requires_grad
-        layer.requires_grad_(False)
-        assert not layer.weight.requires_grad
-
-
-def test_a_parametrization_that_is_added_within_a_cached_block_is_noticed():
+def test_what_changes_within_a_cached_block_is_noticed():
     layer = register_negative_diagonal(nn.Linear(3, 3))
     with parametrize.cached():
         weight = layer.weight
+        layer.requires_grad_(False)
+        assert not layer.weight.requires_grad
         half(layer)
         assert torch.equal(layer.weight, weight / 2)
 
@@ -508,18 +385,6 @@ def test_a_fused_weight_is_warned_of_with_the_remedy():
         nn.utils.fuse_conv_bn_eval(layer, norm)
 
 
-def test_nothing_is_said_of_a_value_that_is_thrown_away():
-    layer, other = register_negative_diagonal(linear(-1.0)), linear(0.5)
-    parametrize.transfer_parametrizations_and_params(layer, other)
-    assert_same_bits(other.weight, layer.weight)
-
-
-def test_any_name_of_a_module_will_do():
-    layer = nn.Linear(3, 3)
-    register_negative_diagonal(nn.Sequential(layer, nn.ReLU(), layer), "2.weight")
-    assert_negative(layer.weight.diagonal())
-
-
 def test_a_signature_takes_what_the_function_takes():
     given = {"map": "softplus", "beta": 10.0, "margin": 0.5}
     inspect.signature(register_negative_diagonal).bind(nn.Linear(2, 2), **given)
@@ -537,6 +402,22 @@ def swap(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.__future__.set_swap_module_params_on_conversion(False)
 
 
+def negative() -> nn.Module:
+    return register_negative_diagonal(linear(-1.0))
+
+
+def transposed() -> nn.Module:
+    layer = nn.Linear(3, 4)
+    layer.weight = nn.Parameter(torch.randn(3, 4).T)
+    return layer
+
+
+def other_than_ours(other: Callable) -> nn.Module:
+    layer = nn.Linear(3, 3)
+    other(layer)
+    return layer
+
+
 PLAIN = linear(-1.0).state_dict()
 IN_INFERENCE_MODE: dict[str, Callable[[nn.Module], object]] = {
     "registered": lambda layer: register_negative_diagonal(remove_negative_diagonal(layer)),
@@ -548,14 +429,26 @@ IN_INFERENCE_MODE: dict[str, Callable[[nn.Module], object]] = {
     "loaded": lambda layer: layer.load_state_dict(PLAIN),
     "loaded by assignment": lambda layer: layer.load_state_dict(PLAIN, assign=True),
 }
+DONE: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], object]]] = {
+    **{how: (negative, act) for how, act in IN_INFERENCE_MODE.items()},
+    "registered, transposed": (transposed, register_negative_diagonal),
+    "removed from a chain": (chain, remove_negative_diagonal),
+    **{
+        f"registered after {other.__name__}": (
+            partial(other_than_ours, other),
+            register_negative_diagonal,
+        )
+        for other in OTHERS
+    },
+}
 
 
 @pytest.mark.usefixtures("swap")
-@pytest.mark.parametrize("how", IN_INFERENCE_MODE)
-def test_what_inference_mode_has_done_can_be_trained(how):
-    layer = register_negative_diagonal(linear(-1.0))
+@pytest.mark.parametrize(("make", "act"), DONE.values(), ids=DONE)
+def test_what_inference_mode_has_done_can_be_trained(make, act):
+    layer = make()
     with torch.inference_mode():
-        IN_INFERENCE_MODE[how](layer)
+        act(layer)
     assert not any(tensor.is_inference() for tensor in layer.parameters())
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     for _ in range(2):
@@ -570,15 +463,3 @@ def test_what_a_cast_in_inference_mode_leaves_is_projected():
     layer(torch.ones(1, 3, dtype=torch.float64)).sum().neg().backward()
     torch.optim.SGD(layer.parameters(), lr=10.0).step()
     assert_negative(layer.parametrizations.weight.original.diagonal())
-
-
-def test_a_transposed_weight_registered_in_inference_mode_can_be_trained():
-    layer = nn.Linear(3, 4)
-    layer.weight = nn.Parameter(torch.randn(3, 4).T)
-    with torch.inference_mode():
-        register_negative_diagonal(layer)
-    assert layer.parametrizations.weight.original.stride() == (1, 4)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
-    layer(torch.ones(1, 3)).sum().backward()
-    optimizer.step()
-    assert_negative(layer.weight.diagonal())

@@ -42,7 +42,7 @@ from tests.support.asserts import assert_only_diagonal_differs, assert_same_bits
 from tests.support.modules import Half
 from tests.support.slots import INFERRED, KINDS, Slot, interrupted_before
 from tests.support.state import state_of
-from tests.support.tables import CLASSES, MAPS
+from tests.support.tables import CLASSES, DTYPES, MAPS
 
 # A Ctrl-C at the end of a with block leaves gradients off, which these put right.
 MODES = {"grad": torch.enable_grad, "no_grad": torch.no_grad, "inference": torch.inference_mode}
@@ -377,7 +377,7 @@ class Lives(RuleBasedStateMachine):
             self.root, other = (other, self.root) if go_on else (self.root, other)
             self.witness = other, [(slot, slot.value) for slot in self.slots.values()]
 
-    @rule(dtype=st.sampled_from([torch.float16, torch.float32, torch.float64]))
+    @rule(dtype=st.sampled_from(DTYPES))
     def cast(self, dtype):
         state = self.state()
         tensors = {key: state[key].to(dtype) for key in state if "_extra_state" not in key}
@@ -389,13 +389,6 @@ class Lives(RuleBasedStateMachine):
                 assert_same_bits(self.root.state_dict()[key], tensor)
             for slot in self.slots.values():
                 self.settle(slot)
-
-    @rule(number=numbers)
-    def cast_to_complex(self, number):
-        slot = self.pick(number)
-        if slot.map and slot.path in self.adopted:
-            cast = partial(self.owner(slot).to, torch.complex64)
-            self.refused(cast, "expected a cast to float16")
 
     @rule()
     def go_to_meta_and_back(self):

@@ -1,12 +1,15 @@
-"""A model within a wrapper that passes attributes through keeps its names and its life."""
+"""What others wrap around a model or its parts, or put in place of a forward, is honoured."""
 
+import copy
 import importlib
 from collections.abc import Callable
+from types import MethodType
 
 import pytest
 import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.nn.utils import parametrize
 
 from negdiag_param import (
     init_,
@@ -17,7 +20,7 @@ from negdiag_param import (
 )
 from tests.support.modules import Transparent, stock
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def fabric(model: nn.Module) -> nn.Module:
@@ -39,17 +42,6 @@ def names(model):
 
 
 @every_wrapper
-def test_layers_can_be_wrapped_too(wrap):
-    model = register_negative_diagonal(stock(), "*.weight")
-    model[0] = wrap(model[0])
-    assert names(model) == ["0.weight", "2.weight"]
-    init_(model, "0.weight", nn.init.constant_, -2.0)
-    model(torch.ones(1, 4)).sum().backward()
-    remove_negative_diagonal(model, "*.weight")
-    assert names(model) == []
-
-
-@every_wrapper
 def test_the_plain_state_is_that_of_the_wrapped_stock_model(wrap):
     wrapped = wrap(register_negative_diagonal(stock(), "*.weight"))
     plain, expected = plain_state_dict(wrapped), wrap(stock()).state_dict()
@@ -60,9 +52,16 @@ def test_the_plain_state_is_that_of_the_wrapped_stock_model(wrap):
     torch.testing.assert_close(other(x), wrapped(x))
 
 
+def first_layer(wrap: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    model = stock()
+    model[0] = wrap(model[0])
+    return model
+
+
+@pytest.mark.parametrize("place", [lambda wrap: wrap(stock()), first_layer])
 @every_wrapper
-def test_registering_initialising_and_removing_go_through(wrap):
-    wrapped = wrap(stock())
+def test_registering_initialising_and_removing_go_through(wrap, place):
+    wrapped = place(wrap)
     register_negative_diagonal(wrapped, "0.weight")
     register_negative_diagonal(wrapped, "2.*")
     assert names(wrapped) == ["0.weight", "2.weight"]
@@ -117,3 +116,81 @@ def test_lora_beside_a_registered_layer():
     assert "base_model.model.0.weight" in plain_state_dict(tuned)
     remove_negative_diagonal(tuned, "0.weight")
     torch.testing.assert_close(tuned(x), expected)
+
+
+def forward_of_its_own(module):
+    plain = module.forward
+    module.forward = MethodType(lambda self, *args: 2 * plain(*args), module)
+
+
+def forward_hook(module):
+    module.register_forward_hook(lambda *_: 2 * _[-1])
+
+
+def global_hook(module):
+    return nn.modules.module.register_module_forward_hook(
+        lambda called, _, output: 2 * output if called is module else None
+    )
+
+
+@pytest.mark.parametrize("where", ["parametrizations.weight", "parametrizations.weight.0"])
+@pytest.mark.parametrize("replace", [forward_of_its_own, forward_hook, global_hook])
+def test_a_forward_or_hook_of_others_is_honoured(replace, where):
+    layer = register_negative_diagonal(nn.Linear(4, 4))
+    expected = 2 * layer.weight.detach()
+    handle = replace(layer.get_submodule(where))
+    try:
+        assert torch.equal(layer.weight, expected)
+        ((_, diagonal),) = negative_diagonals(layer)
+        assert torch.equal(diagonal, expected.diagonal())
+        with parametrize.cached():
+            assert torch.equal(layer.weight, expected)
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+class Doubled(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self):
+        return 2 * self.inner()
+
+
+def test_a_list_within_a_wrapper_is_honoured():
+    layer = register_negative_diagonal(nn.Linear(4, 4))
+    expected = 2 * layer.weight.detach()
+    layer.parametrizations["weight"] = Doubled(layer.parametrizations["weight"])
+    assert torch.equal(layer.weight, expected)
+
+
+OFFLOADED = {
+    "cpu": lambda accelerate, model, _: accelerate.cpu_offload(model, execution_device="cpu"),
+    "disk": lambda accelerate, model, path: accelerate.disk_offload(
+        model, str(path), execution_device="cpu"
+    ),
+    "dispatched": lambda accelerate, model, path: accelerate.dispatch_model(
+        model, {"0": "cpu", "1": "cpu", "2": "disk"}, main_device="cpu", offload_dir=str(path)
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.integration("accelerate")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("offload", OFFLOADED.values(), ids=OFFLOADED)
+def test_offloaded_weights_are_used(offload, tmp_path):
+    import accelerate
+
+    model = register_negative_diagonal(stock(), "*.weight")
+    expected = copy.deepcopy(model)
+    x = torch.ones(2, 4)
+    offload(accelerate, model, tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), expected(x))
+        for (_, found), (_, diagonal) in zip(
+            negative_diagonals(model), negative_diagonals(expected), strict=True
+        ):
+            torch.testing.assert_close(found, diagonal)
