@@ -82,7 +82,7 @@ def writes(
     with torch.no_grad():
         for parametrization in reversed(parametrizations):
             if isinstance(parametrization, NegativeDiagonal):
-                sources, scaling = inverse(parametrization, sources, infeasible)
+                sources, scaling = parametrization._inverted(sources, infeasible)
                 scalings += scaling
             elif hasattr(parametrization, "right_inverse"):
                 sources = parametrization.right_inverse(sources)
@@ -98,18 +98,3 @@ def writes(
             f"{tensor_name}: expected originals of shapes {shapes[0]}, got {shapes[1]}"
         )
     return [*zip(originals, sources, strict=True), *scalings]
-
-
-def inverse(
-    parametrization: NegativeDiagonal, value: Tensor, infeasible: Infeasible | None = None
-) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """The original for ``value``, and the scaling with what to write into it, if there is one."""
-    eta = lookup.scaling(parametrization)
-    if eta is None:
-        return parametrization.right_inverse(value, infeasible), []
-    before = eta.detach().clone()
-    try:
-        original = parametrization.right_inverse(value, infeasible)
-        return original, [(eta, eta.detach().clone())]
-    finally:
-        eta.copy_(before)

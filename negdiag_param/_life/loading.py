@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from negdiag_param._callers import canonical_state, warn_user
 from negdiag_param._life import lookup
-from negdiag_param._life.assign import inverse, writes
+from negdiag_param._life.assign import writes
 from negdiag_param._parametrization.invert import summary
 from negdiag_param._private import is_placeholder
 from negdiag_param._ranks import agreement, shards
@@ -97,7 +97,7 @@ def _inverses(value: Any, module: nn.Module, tensor_name: str, assigned: bool) -
             return [source for _, source in changes]
         if not assigned:
             value = shards.aligned(value.to(originals[0].dtype), originals[0])
-        original, scaling = inverse(lookup.ours(module)[tensor_name], value)
+        original, scaling = lookup.ours(module)[tensor_name]._inverted(value)
         return [shards.like(original, originals[0]), *(eta for _, eta in scaling)]
 
 

@@ -37,11 +37,6 @@ def is_alone(module: nn.Module, tensor_name: str) -> bool:
     return len(own_modules(lists(module)[tensor_name])) == 1
 
 
-def scaling(parametrization: NegativeDiagonal) -> Tensor | None:
-    """The scaling of ``dominance="scaled"``, which is trained beside the original."""
-    return parametrization.eta if parametrization.options.dominance == "scaled" else None
-
-
 def originals(module: nn.Module, tensor_name: str) -> list[Tensor]:
     """The tensors that the parametrized tensor is computed from."""
     return [*named_originals(module, tensor_name).values()]

@@ -149,6 +149,16 @@ class NegativeDiagonal(ChecksCasts):
             ValueError: if ``dims``, ``taps``, ``blocks`` or ``margin`` do not fit ``weight``, its
                 diagonal holds NaN or infinity, or is infeasible and ``infeasible="error"``.
         """
+        original, scaling = self._inverted(weight, infeasible)
+        with torch.no_grad():
+            for eta, value in scaling:
+                eta.copy_(value)
+        return original
+
+    def _inverted(
+        self, weight: Tensor, infeasible: Infeasible | None = None
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """An original that gives ``weight``, and the scaling with what to write into it, if any."""
         self.cache.drop()
         policy, name = infeasible or self.options.infeasible, self.record.name
         if policy != "initial":
@@ -159,15 +169,13 @@ class NegativeDiagonal(ChecksCasts):
             )
         if warning:
             warn_user(f"{name}: {warning}; to keep such values, remove_negative_diagonal first")
-        if eta is not None:
-            if self.eta is None:
-                self.eta = nn.Parameter(eta.clone())
-            else:
-                with torch.no_grad():
-                    self.eta.copy_(eta)
         if self.record.ndim is None:
             self.record = replace(self.record, ndim=original.ndim)
-        return original
+        if eta is None:
+            return original, []
+        if self.eta is None:
+            self.eta = nn.Parameter(eta.clone())
+        return original, [(self.eta, eta)]
 
     def entries(self, original: Tensor) -> Tensor:
         """The mapped diagonal of ``original`` alone, differentiable, in O(n).
