@@ -95,7 +95,7 @@ def register_negative_diagonal(
             of entries that it moves if all were negative, and they are eight or more, or equal:
             those of a default initialisation hardly ever are.
         cache_in_eval: in eval mode without gradients, compute the weight once and reuse it until
-            the original changes. Writes through ``.data`` go unnoticed.
+            the original changes. Writes through ``.data`` go unnoticed, hence off by default.
         options: what else the map takes: ``beta=10.0`` for ``"softplus"`` (1.0 by default).
 
     Returns:

@@ -82,7 +82,7 @@ def writes(
     with torch.no_grad():
         for parametrization in reversed(parametrizations):
             if isinstance(parametrization, NegativeDiagonal):
-                sources, scaling = parametrization._inverted(sources, infeasible)
+                sources, scaling = parametrization._inverted(sources, infeasible)  # noqa: SLF001
                 scalings += scaling
             elif hasattr(parametrization, "right_inverse"):
                 sources = parametrization.right_inverse(sources)

@@ -97,7 +97,7 @@ def _inverses(value: Any, module: nn.Module, tensor_name: str, assigned: bool) -
             return [source for _, source in changes]
         if not assigned:
             value = shards.aligned(value.to(originals[0].dtype), originals[0])
-        original, scaling = lookup.ours(module)[tensor_name]._inverted(value)
+        original, scaling = lookup.ours(module)[tensor_name]._inverted(value)  # noqa: SLF001
         return [shards.like(original, originals[0]), *(eta for _, eta in scaling)]
 
 

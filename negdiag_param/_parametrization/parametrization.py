@@ -60,14 +60,11 @@ class NegativeDiagonal(ChecksCasts):
 
     Initial value: the weight's own. Its infeasible diagonal entries follow ``infeasible``.
 
+    The arguments are those of :func:`register_negative_diagonal`. In addition:
+
     Args:
-        margin: every diagonal entry is at most ``-margin``, and strictly negative.
-        dims: the row and the column dimension of the matrix; ``()`` makes every entry diagonal.
-            None means ``()`` for one dimension and ``(0, 1)`` for more.
-        taps: ``"all"`` kernel positions of a convolution, or only the ``"center"`` one, which for
-            stride 1 and "same" zero padding is the main diagonal of the convolution as a matrix.
-        blocks: how many matrices are stacked along the row dimension, each with its diagonal.
-            None means 1, or what the helper infers.
+        dims: None means ``()`` for one dimension and ``(0, 1)`` for more.
+        blocks: None means 1, or what the helper infers.
         dominance: ``"rows"`` or ``"columns"`` lowers each mapped diagonal entry by the absolute sum
             of the others in its row or column, so that every eigenvalue has a real part of at most
             ``-margin``; in a norm of its own ``exp(W t)`` never exceeds ``exp(-margin t)``, the
@@ -77,13 +74,9 @@ class NegativeDiagonal(ChecksCasts):
             outputs as inputs per group with ``taps="center"``; the rows of a transposed
             convolution are its inputs. Where a sum exceeds the dtype's largest number, the
             diagonal is the lowest finite one, and does not dominate.
-        infeasible: what assigning a diagonal entry that is not below ``-margin`` does: ``"warn"``
-            reflects it, ``d -> -|d|``, and warns; ``"reflect"`` is silent; ``"error"`` raises. An
-            entry that reflection leaves on or inside the boundary is set to a value a little
-            outside of it, which the warning counts and names. With ``dominance``, entries are
-            lowered as far as needed instead, and silently where only rounding asks for it.
-        cache_in_eval: in eval mode without gradients, compute the weight once and reuse it until
-            the original changes. Writes through ``.data`` go unnoticed, hence off by default.
+        infeasible: without the helper it holds for the registration as well, and ``"warn"`` warns
+            of each default initialisation. With ``dominance``, entries are lowered silently where
+            only rounding asks for it.
 
     Raises:
         TypeError: if an argument is of the wrong type.
@@ -110,7 +103,6 @@ class NegativeDiagonal(ChecksCasts):
         self.record = Record()
         chosen = custom.chosen(self, NegativeDiagonal)
         self.strict = StrictMap(chosen, self.options.margin)
-        self._without_margin = StrictMap(getattr(self, "scalar_map", chosen), 0.0)
         self.cache = WeightCache()
         self.homes = Homes() if chosen.is_projection else None
         if self.options.dominance == "scaled":
@@ -121,11 +113,11 @@ class NegativeDiagonal(ChecksCasts):
 
         ``margin`` is subtracted from the result; rounding to zero or overflow is mended.
         """
-        return self._without_margin.mapped(dense(x))
+        return StrictMap(self.scalar_map, 0.0).mapped(dense(x))
 
     def inverse(self, d: Tensor) -> Tensor:
         """The inverse of :meth:`map`, entry by entry: from a negative number to a real."""
-        return self._without_margin.inverse(dense(d))
+        return StrictMap(self.scalar_map, 0.0).inverse(dense(d))
 
     @override
     def forward(self, original: Tensor) -> Tensor:
