@@ -21,7 +21,7 @@ def forum(original: Tensor) -> Tensor:
 
 
 def masked(original: Tensor) -> Tensor:
-    return torch.where(_mask(len(original), original.device), -original.exp(), original)
+    return torch.where(_mask(len(original)), -original.exp(), original)
 
 
 def embedded(original: Tensor) -> Tensor:
@@ -36,30 +36,10 @@ def looped(original: Tensor) -> Tensor:
     return weight
 
 
-def only_clones(original: Tensor) -> Tensor:
-    return _Clone.apply(original)
-
-
 def clamp_(weight: Tensor) -> None:
     """What replaces a parametrization after each optimizer step."""
     with torch.no_grad():
         weight.diagonal().clamp_(max=-1e-6)
-
-
-FORUM = "clone, then copy to the diagonal"
-LOOP = "a Python loop"
-RIVALS: dict[str, Constrain] = {
-    FORUM: forum,
-    "`where` with an identity mask": masked,
-    "`diag_embed`": embedded,
-    LOOP: looped,
-}
-FLOOR: dict[str, Constrain] = {"an autograd function that only clones": only_clones}
-
-
-@lru_cache
-def _mask(n: int, device: torch.device) -> Tensor:
-    return torch.eye(n, dtype=torch.bool, device=device)
 
 
 class _Clone(torch.autograd.Function):
@@ -72,11 +52,27 @@ class _Clone(torch.autograd.Function):
         return grad.clone()
 
 
-def peer_jobs(n: int, device: torch.device) -> Iterator[tuple[str, Job | str]]:
+FORUM = "clone, then copy to the diagonal"
+LOOP = "a Python loop"
+RIVALS: dict[str, Constrain] = {
+    FORUM: forum,
+    "`where` with an identity mask": masked,
+    "`diag_embed`": embedded,
+    LOOP: looped,
+}
+FLOOR: dict[str, Constrain] = {"an autograd function that only clones": _Clone.apply}
+
+
+@lru_cache
+def _mask(n: int) -> Tensor:
+    return torch.eye(n, dtype=torch.bool)
+
+
+def peer_jobs(n: int) -> Iterator[tuple[str, Job | str]]:
     """For every peer: a matrix and its gradient through the constraint, or why there is none."""
-    grad = torch.randn(n, n, device=device)
+    grad = torch.randn(n, n)
     for name, register in _TORCH.items():
-        module = nn.Linear(n, n, bias=False, device=device)
+        module = nn.Linear(n, n, bias=False)
         try:
             register(module)
         except ImportError:
@@ -84,7 +80,7 @@ def peer_jobs(n: int, device: torch.device) -> Iterator[tuple[str, Job | str]]:
         else:
             read = lambda module=module: module.weight.backward(grad)  # noqa: E731
             yield name, Job(cleared(module.parameters(), read))
-    yield _TFP, _tfp(n) if device.type == "cpu" else "CPU only"
+    yield "TFP on JAX, jit: TransformDiagonal (-exp)", _tfp(n)
 
 
 def _geotorch(constraint: str, module: nn.Module) -> None:
@@ -100,7 +96,6 @@ _TORCH: dict[str, Callable[[nn.Module], object]] = {
     "geotorch.skew: antisymmetric, hence zero diagonal": partial(_geotorch, "skew"),
     "geotorch.positive_definite: positive eigenvalues": partial(_geotorch, "positive_definite"),
 }
-_TFP = "TFP on JAX, jit: TransformDiagonal (-exp)"
 
 
 def _tfp(n: int) -> Job | str:

@@ -1,7 +1,9 @@
 """Ways to keep a diagonal negative: the ready maps, what people do by hand, and candidates."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -79,6 +81,7 @@ def flip_(entries: Tensor) -> Tensor:
     return entries.copy_(-entries.abs())
 
 
+START = -0.2  # of entries under a constant force
 CLAMP = "clamping by hand"
 WAYS = {
     CLAMP: Way(by_hand=clamp_),
@@ -112,3 +115,41 @@ def weights(
         weight.backward(gradient(weight.detach(), step))
         optimizer.step()
         way.after_step(model)
+
+
+def optimizers() -> dict[str, Callable[[float], Make]]:
+    """By name, given a learning rate."""
+    optim = torch.optim
+    found: dict[str, Callable[[float], Make]] = {
+        "SGD": lambda lr: partial(optim.SGD, lr=lr),
+        "momentum": lambda lr: partial(optim.SGD, lr=lr / 10, momentum=0.9),
+        "Adam": lambda lr: partial(optim.Adam, lr=lr),
+        "AdamW": lambda lr: partial(optim.AdamW, lr=lr, weight_decay=0.01),
+        "RMSprop": lambda lr: partial(optim.RMSprop, lr=lr),
+    }
+    if hasattr(optim, "Muon"):
+        found["Muon"] = lambda lr: partial(optim.Muon, lr=lr, weight_decay=0.0)
+    return found
+
+
+def there_and_back(way: str, make: Make, steps: int, more: int) -> tuple[float, float]:
+    """How close to zero a constant force pushes entries, and the steps back to the start.
+
+    After ``steps`` steps it pushes downwards, for at most so many ``more``; infinite if it takes
+    longer.
+    """
+    closest = torch.tensor(-math.inf)
+    force = torch.eye(2)
+    seen = weights(
+        WAYS[way],
+        make,
+        START * force,
+        lambda weight, step: -force if step < steps else force,
+        steps + more,
+    )
+    for step, weight in enumerate(seen):
+        largest = diagonal(weight).max()
+        closest = torch.maximum(closest, largest)  # NaN if an entry is
+        if step > steps and largest <= START:
+            return closest.item(), step - steps
+    return closest.item(), math.inf

@@ -6,14 +6,12 @@ where they started. No entry may ever be zero or positive; by hand, it is looked
 
 import argparse
 import math
-import sys
 from collections.abc import Sequence
 
 import torch
 
 from tests.benchmarks._measure import Table, tell
-from tests.benchmarks._steps import START, optimizers, there_and_back
-from tests.benchmarks._ways import CLAMP
+from tests.benchmarks._ways import CLAMP, START, optimizers, there_and_back
 from tests.support.tables import BUILT_IN as MAPS
 
 RATES = {"SGD": 0.1, "momentum": 0.1, "RMSprop": 0.003}  # momentum's is a tenth; others' are 0.01
@@ -32,24 +30,21 @@ def endured(way: str, optimizer: str, steps: int) -> str:
     return f"{closest:.1e}, {f'more than {steps:,}' if math.isinf(back) else f'{back:,}'}"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs from the command line."""
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="endurance", description=__doc__)
-    parser.add_argument("optimizers", nargs="*", default=list(optimizers()))
     parser.add_argument("--steps", type=int, default=100_000)
-    options = parser.parse_args(arguments)
+    steps = parser.parse_args(arguments).steps
     torch.set_num_threads(1)
     table = Table(
-        f"Entries that start at {START}, pushed upwards for {options.steps:,} steps, then back",
+        f"Entries that start at {START}, pushed upwards for {steps:,} steps, then back",
         "The closest approach to zero, and the steps back.",
     )
-    for name in options.optimizers:
+    for name in optimizers():
         for way in (CLAMP, *MAPS):
             tell(f"{name}, {way}")
-            table.put(name, {way: endured(way, name, options.steps)})
+            table.put(name, {way: endured(way, name, steps)})
     print(table.markdown())
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
