@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from negdiag_param import plain_state_dict
+from negdiag_param import negative_diagonals, plain_state_dict
 
 
 def layers(model: nn.Module) -> list[nn.Linear]:
@@ -27,6 +28,10 @@ def plain(model: nn.Module) -> dict[str, Tensor]:
     return {key.removeprefix("module."): whole(value).clone() for key, value in state.items()}
 
 
+def monitored(model: nn.Module) -> dict[str, Tensor]:
+    return {name.removeprefix("module."): whole(d) for name, d in negative_diagonals(model)}
+
+
 def assert_exactly(ours: object, theirs: object) -> None:
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
 
@@ -41,3 +46,17 @@ def assert_originals_feasible(model: nn.Module) -> None:
     """As a step leaves them that clamps them."""
     originals = [layer.parametrizations.weight.original for layer in layers(model)]
     assert all(whole(original).diagonal().max() < 0 for original in originals)
+
+
+class Collectives(TorchDispatchMode):
+    """Counts them. CommDebugMode follows the modules too, which takes as long as all the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if DTensor in types:
+            return NotImplemented  # its parts come by later
+        self.count += func.namespace in {"c10d", "_c10d_functional"}
+        return func(*args, **kwargs or {})

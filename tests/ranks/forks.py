@@ -19,7 +19,6 @@ CONTEXT.set_forkserver_preload([
     "lightning.fabric",  # seconds
     "tests.ranks.compiled",
     "tests.ranks.kinds",
-    "tests.ranks.layouts",
 ])
 
 

@@ -22,9 +22,10 @@ Register = Callable[[nn.Module], nn.Module]
 
 @functools.cache  # its process groups stay with the ranks
 def mesh(*names: str) -> DeviceMesh:
-    """All ranks in one dimension, or two by two."""
-    shape = (dist.get_world_size(),) if len(names) == 1 else (2, dist.get_world_size() // 2)
-    return init_device_mesh("cpu", shape, mesh_dim_names=names)
+    """All ranks in one dimension, or two by two; without names, that if there are four."""
+    ranks = dist.get_world_size()
+    shape = (2, ranks // 2) if len(names) == 2 or (not names and ranks == 4) else (ranks,)
+    return init_device_mesh("cpu", shape, mesh_dim_names=names or None)
 
 
 def cut(model: nn.Sequential, over: DeviceMesh) -> nn.Sequential:

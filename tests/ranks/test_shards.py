@@ -1,6 +1,7 @@
 """A shard of the result is the result, for every shape, option, placement, map and dtype."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -9,21 +10,24 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
-from torch.distributed.tensor.placement_types import _StridedShard
+from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
 from negdiag_param import (
     ClampDiagonal,
+    NegativeDiagonal,
     NegExpDiagonal,
     SignFlipDiagonal,
-    negative_diagonals,
     register_negative_diagonal,
 )
+from negdiag_param._ranks import shards
+from tests.ranks.asserts import Collectives
 from tests.ranks.harness import on
-from tests.ranks.kinds import build
-from tests.ranks.layouts import CLASSES, Collectives, along, assert_parity, layouts, mesh, shard
-from tests.ranks.models import N, alone, train
+from tests.ranks.kinds import mesh
+from tests.support import tables
 from tests.support.versions import COMPILED_SHARDS, UNEVEN
 
+Placements = tuple[Placement, ...]
+CLASSES = tuple(tables.CLASSES.values())
 # Shapes that are even, uneven, rectangular both ways and smaller than the number of ranks.
 CASES: list[tuple[tuple[int, ...], dict[str, object]]] = [
     ((12, 12), {}),
@@ -42,6 +46,68 @@ CASES: list[tuple[tuple[int, ...], dict[str, object]]] = [
     ((6, 6, 5), {"taps": "center"}),
     ((6, 2, 3, 3), {"taps": "center", "blocks": 3}),
 ]
+
+
+def layouts(mesh: DeviceMesh, ndim: int, rows_and_columns: tuple[int, ...]) -> Iterator[Placements]:
+    # A mesh of two dimensions is for what one cannot show: shards of both dims of the diagonal.
+    dims = rows_and_columns if mesh.ndim == 2 else range(ndim)
+    each = [Replicate(), *(Shard(dim % ndim) for dim in dims if dim < ndim)]
+    for placements in itertools.combinations_with_replacement(each, mesh.ndim):
+        if mesh.ndim == 1 or Replicate() not in placements:
+            yield placements
+
+
+def along(dim: int, mesh: DeviceMesh) -> Placements:
+    """Shards of one dimension only."""
+    return (Shard(dim),) * mesh.ndim
+
+
+def shard(tensor: Tensor, mesh: DeviceMesh, placements: Placements) -> DTensor:
+    return distribute_tensor(tensor.detach(), mesh, placements, src_data_rank=None)
+
+
+def assert_parity(
+    parametrization: NegativeDiagonal,
+    shape: tuple[int, ...],
+    mesh: DeviceMesh,
+    placements: Placements,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Bit for bit: value, gradient and inverse. The inverse alone asks the other ranks."""
+    x, grad = torch.randn(2, *shape).to(dtype)
+    alone = x.clone().requires_grad_()
+    weight = parametrization(alone)
+    weight.backward(grad)
+    inverse = parametrization.right_inverse(x)
+
+    sharded = shard(x, mesh, placements).requires_grad_()
+    with Collectives() as collectives:
+        found = parametrization(sharded)
+        found.backward(shard(grad, mesh, placements))
+    assert collectives.count == 0
+    with Collectives() as collectives:
+        found_inverse = parametrization.right_inverse(sharded)
+    assert collectives.count == 2 * mesh.ndim  # how much each rank has to say, and that
+    part = shards.like(inverse, sharded).to_local()
+    assert part.untyped_storage().nbytes() == part.nbytes  # and keeps nothing else alive
+    with torch.no_grad():
+        assert not sharded.to_local().requires_grad  # the graphs are those of the DTensors
+        without_grad = parametrization(sharded)
+        held, original = without_grad.to_local(), sharded.to_local()
+    assert not held.numel() or held.data_ptr() != original.data_ptr()
+    for ours, theirs in (
+        (found, weight),
+        (without_grad, weight),
+        (sharded.grad, alone.grad),
+        (found_inverse, inverse),
+        (shards.like(inverse, sharded), inverse),
+    ):
+        assert (ours.placements, ours.shape, ours.dtype) == (placements, theirs.shape, dtype)
+        if ours is not sharded.grad:  # of an empty shard, PyTorch reports other strides
+            assert ours.stride() == theirs.stride()
+        assert ours.to_local().equal(shard(theirs, mesh, placements).to_local()), (
+            f"{parametrization} of {shape} for {placements}"
+        )
 
 
 @pytest.mark.parametrize(("shape", "options"), CASES, ids=str)
@@ -228,12 +294,3 @@ def test_shards_that_end_within_a_row_are_refused() -> None:
     replicas = NegExpDiagonal(dominance="rows", infeasible="reflect")
     found = replicas(shard(whole, mesh(), (Replicate(),)))
     assert found.full_tensor().equal(replicas(whole))
-
-
-@pytest.mark.parametrize("kind", ["rows", "columns", "scaled"])
-@on(2)
-def test_a_dominating_diagonal_trains_under_fully_shard_as_on_one_process(kind: str) -> None:
-    model = build("fsdp2", map="softplus", dominance=kind)
-    train(model, split=True, steps=3)
-    expected = dict(negative_diagonals(alone(N, 3, "softplus", dominance=kind)))
-    torch.testing.assert_close(dict(negative_diagonals(model)), expected)

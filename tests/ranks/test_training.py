@@ -17,10 +17,18 @@ from torch.futures import Future
 from torch.nn.utils import parametrize
 
 from negdiag_param import ClampDiagonal, NegExpDiagonal, register_negative_diagonal
-from tests.ranks.asserts import assert_exactly, assert_trained_alike, layers, weights, whole
+from negdiag_param._maths.dominance import DOMINANCE
+from tests.ranks.asserts import (
+    Collectives,
+    assert_exactly,
+    assert_trained_alike,
+    layers,
+    monitored,
+    weights,
+    whole,
+)
 from tests.ranks.harness import on
 from tests.ranks.kinds import FSDP1, KINDS, bare, build, every_kind, kinds, size, split_of
-from tests.ranks.layouts import Collectives
 from tests.ranks.models import EVEN, N, alone, make, output, registered, shard, share, train
 from tests.support.modules import Half
 from tests.support.tables import BUILT_IN
@@ -37,6 +45,16 @@ def test_trains_as_one_process(kind: str) -> None:
     if kind == "fsdp2_tp":  # tensor parallelism and FSDP2 both cut the rows of the first layer
         assert "_StridedShard" in repr(model[0].weight.placements)
         assert model[2].weight.placements == (Shard(0), Shard(1))
+
+
+@pytest.mark.parametrize("dominance", DOMINANCE)
+@kinds("ddp", "fsdp2")
+@on()
+def test_a_dominating_diagonal_trains_as_on_one_process(kind: str, dominance: str) -> None:
+    options = {"map": "softplus", "dominance": dominance}
+    model = build(kind, **options)
+    train(model, split=True, steps=3)
+    torch.testing.assert_close(monitored(model), monitored(alone(N, 3, **options)))
 
 
 @on(2)

@@ -19,7 +19,7 @@ from negdiag_param import (
     register_negative_diagonal,
     remove_negative_diagonal,
 )
-from tests.ranks.asserts import assert_exactly, layers, plain, weights, whole
+from tests.ranks.asserts import assert_exactly, layers, monitored, plain, weights, whole
 from tests.ranks.harness import on
 from tests.ranks.kinds import FSDP1, bare, build, every_kind, kinds, mesh, size, split_of
 from tests.ranks.models import EVEN, N, make, output, registered, train
@@ -28,10 +28,6 @@ from tests.support.versions import COPIED_SHARDS
 
 def feasible(n: int) -> Tensor:
     return -torch.eye(n) + torch.arange(n * n).view(n, n) * (1 - torch.eye(n))
-
-
-def monitored(model: nn.Module) -> dict[str, Tensor]:
-    return {name.removeprefix("module."): whole(d) for name, d in negative_diagonals(model)}
 
 
 @every_kind(*FSDP1)
