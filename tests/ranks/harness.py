@@ -93,13 +93,11 @@ class Group:
             theirs.close()
             self.ranks.append(Rank(process, pipe, stacks))
 
-    def send(self, order: object) -> None:
-        for rank in self.ranks:
+    def failure(self, what: str, patience: float = PATIENCE, order: object = None) -> str:
+        """How ``what`` the ranks do now failed, or nothing once all of them have done it."""
+        for rank in self.ranks if order else []:
             with contextlib.suppress(BrokenPipeError):  # who died has no outcome
                 rank.pipe.send(order)
-
-    def failure(self, what: str, patience: float = PATIENCE) -> str:
-        """How ``what`` the ranks do now failed, or nothing once all of them have done it."""
         outcomes: dict[int, str] = {}
         end = time.monotonic() + patience
         while left := {rank.pipe: i for i, rank in enumerate(self.ranks) if i not in outcomes}:
@@ -147,9 +145,9 @@ class Groups:
             group = Group(count, self.folder)
             if failure := group.failure("the start"):
                 return failure
-        group.send((check.__module__, check.__name__, arguments))
+        order = check.__module__, check.__name__, arguments
         try:
-            failure = group.failure(check.__name__, patience)
+            failure = group.failure(check.__name__, patience, order)
         except BaseException:  # the test is interrupted
             group.kill()
             raise
@@ -172,12 +170,17 @@ def run(rank: int, ranks: int, port: int, pipe: Connection, stacks: Path) -> Non
         gc.freeze()  # what was imported is nothing to look through again and again
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         threading.Thread(target=_end_with_the_parent, daemon=True).start()
-        pipe.send(_outcome(_join, rank, ranks, port))
+        todo = functools.partial(_join, rank, ranks, port)
         while True:
-            order = pipe.recv()
+            try:
+                todo()
+            except BaseException:
+                pipe.send(traceback.format_exc())
+            else:
+                pipe.send("")
+            todo = functools.partial(_check, *pipe.recv())
             faulthandler.disable()  # some checks have put another handler in its place
             faulthandler.enable(file)
-            pipe.send(_outcome(_check, *order))
 
 
 def _end_with_the_parent() -> None:
@@ -185,20 +188,12 @@ def _end_with_the_parent() -> None:
     os._exit(1)
 
 
-def _outcome(function: Callable[..., None], *arguments: object) -> str:
-    try:
-        function(*arguments)
-    except BaseException:
-        return traceback.format_exc()
-    return ""
-
-
 def _join(rank: int, ranks: int, port: int) -> None:
     # What torchrun says, for those who ask the environment.
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0"}
+    os.environ |= dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank))
     os.environ |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(ranks))
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "1"}
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    os.environ |= {"GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=GROUP_TIMEOUT)
