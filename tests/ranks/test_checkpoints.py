@@ -78,14 +78,6 @@ def test_training_goes_on_under_every_other_kind(kind: str, folder: Path, tmp_pa
     assert_exactly(plain(again), plain(model))
 
 
-@UNEVEN
-@pytest.mark.filterwarnings("ignore")  # PyTorch remarks that there is no process group
-def test_training_goes_on_in_a_single_process(folder: Path, tmp_path: Path) -> None:
-    model = registered(n=SIX)
-    trained(model, "", to=tmp_path, since=folder / "registered")
-    assert_trained_alike(model, alone(SIX, 4))
-
-
 def read_stock(model: nn.Module, folder: Path) -> None:
     state = plain_state_dict(scrambled(model))
     dcp.load({"model": state}, checkpoint_id=folder / "stock")
@@ -101,8 +93,11 @@ def test_a_checkpoint_of_a_stock_model_is_read(kind: str, folder: Path) -> None:
 
 
 @UNEVEN
-@pytest.mark.filterwarnings("ignore")
-def test_a_checkpoint_of_a_stock_model_is_read_by_a_single_process(folder: Path) -> None:
+@pytest.mark.filterwarnings("ignore")  # PyTorch remarks that there is no process group
+def test_a_single_process_reads_both(folder: Path, tmp_path: Path) -> None:
+    model = registered(n=SIX)
+    trained(model, "", to=tmp_path, since=folder / "registered")
+    assert_trained_alike(model, alone(SIX, 4))
     read_stock(registered("clamp", SIX, infeasible="reflect"), folder)
 
 

@@ -1,7 +1,6 @@
 """Accelerate and Lightning: their own optimizers, backward passes and checkpoints."""
 
 import importlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,22 +80,17 @@ def test_registers_and_removes_after_ddp_only() -> None:
         register_negative_diagonal(model, "*.weight")
 
 
-@pytest.mark.parametrize("what", ["registered", "buffers"])
+@pytest.mark.parametrize("ours", [True, False])
 @on(2)
-def test_efficient_loading_takes_no_state_but_parameters(what: str) -> None:
-    """Neither buffers of the plain model nor our marks."""
-    model = registered() if what == "registered" else make().append(nn.BatchNorm1d(7))
+def test_accelerate_wraps_no_layers_by_size_and_loads_no_state_but_parameters(ours: bool) -> None:
+    """Neither ours nor PyTorch's own: such layers count as containers, and marks as buffers do."""
+    wrap = register_negative_diagonal if ours else weight_norm
+    layers = nn.Sequential(wrap(nn.Linear(4, 4), "weight"))
+    with pytest.raises(ValueError, match="fully_shard does not support containers"):
+        prepared("fsdp2", layers, auto_wrap_policy="size_based_wrap", min_num_params=1)
+    model = registered() if ours else make().append(nn.BatchNorm1d(N))
     with pytest.raises(AttributeError, match="no attribute 'device_mesh'"):
         prepared("fsdp2", model, cpu_ram_efficient_loading=True)
-
-
-@pytest.mark.parametrize("parametrize", [register_negative_diagonal, weight_norm])
-@on(2)
-def test_layers_are_not_wrapped_by_their_size(parametrize: Callable[..., nn.Module]) -> None:
-    """Neither ours nor PyTorch's own: their size is that of a container without a forward."""
-    model = nn.Sequential(parametrize(nn.Linear(4, 4), "weight"))
-    with pytest.raises(ValueError, match="fully_shard does not support containers"):
-        prepared("fsdp2", model, auto_wrap_policy="size_based_wrap", min_num_params=1)
 
 
 def parallelized(model: nn.Sequential, mesh: DeviceMesh) -> nn.Sequential:

@@ -72,14 +72,9 @@ def test_replicas_stay_in_step_after(name: str, wrap: str) -> None:
 
 
 @on(2)
-def test_replicas_elsewhere_are_no_obstacle() -> None:
-    container = nn.ModuleList([DistributedDataParallel(make()), make()])
-    register_negative_diagonal(container, "1.*.weight")
-
-
-@on(2)
-def test_names_are_those_of_the_wrapper() -> None:
+def test_names_are_those_of_the_wrapper_which_is_no_obstacle_to_a_neighbour() -> None:
     replicas = DistributedDataParallel(registered("exp"))
+    register_negative_diagonal(nn.ModuleList([replicas, make()]), "1.*.weight")
     names = [name for name, _ in negative_diagonals(replicas)]
     assert names == ["module.0.weight", "module.2.weight"]
     assert list(plain_state_dict(replicas)) == list(DistributedDataParallel(make()).state_dict())
