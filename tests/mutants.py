@@ -36,14 +36,15 @@ PACKAGE = "negdiag_param"
 APART = ("harness", "frameworks", "script")  # of PyTorch's and others' own
 RANKS = ["tests/ranks", *(f"--ignore=tests/ranks/test_{name}.py" for name in APART)]
 QUICK = [f"tests/{name}" for name in ("maths", "doors", "life", "bad_input", "tracing")]
-SLOW = [*RANKS, "tests/life/test_wrapped.py"]
-# For each storey what is likely to notice, which runs before all the others.
-LIKELIEST = {
-    "_maths": [["tests/maths"]],
-    "_parametrization": [["tests/maths", "tests/life"]],
-    "_life": [["tests/life", "tests/doors"]],
-    "_doors": [["tests/doors", "tests/bad_input"]],
-    "_ranks": [["tests/maths/test_shards.py"], RANKS],
+ALL = [QUICK, [*RANKS, "tests/life/test_wrapped.py"]]
+# For each storey what runs, one after the other: what is likely to notice before all the others.
+STAGES = {
+    "_demo": [["tests/test_demo.py"]],
+    "_maths": [["tests/maths"], *ALL],
+    "_parametrization": [["tests/maths", "tests/life"], *ALL],
+    "_life": [["tests/life", "tests/doors"], *ALL],
+    "_doors": [["tests/doors", "tests/bad_input"], *ALL],
+    "_ranks": [["tests/maths/test_shards.py"], RANKS, *ALL],
 }
 IMPORTED = ("pytest", "torch", "torch._dynamo", "torch.distributed.fsdp", "torch.export")
 PATIENCE = 900.0  # seconds; what is still running then is taken for a loop without end
@@ -66,25 +67,14 @@ class Mutant(NamedTuple):
 class Meaning(ast.NodeTransformer):
     """What is left without what only people and type checkers read, and sizes of caches."""
 
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        node.returns = None
-        node.decorator_list = [
-            d for d in node.decorator_list if getattr(d, "id", "") not in SAYS_NOTHING
-        ]
-        return self.generic_visit(node)
-
-    def visit_arg(self, node: ast.arg) -> ast.AST:
-        node.annotation = None
-        return node
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        if getattr(node.func, "id", "") == "lru_cache":
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        vars(node).update(dict.fromkeys(vars(node).keys() & {"returns", "annotation"}))
+        if isinstance(node, ast.FunctionDef):
+            marks = node.decorator_list
+            node.decorator_list = [d for d in marks if getattr(d, "id", "") not in SAYS_NOTHING]
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "lru_cache":
             node.keywords = []  # how much is remembered
-        return self.generic_visit(node)
-
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
-        node.annotation = ast.Constant(None)
-        return self.generic_visit(node)
+        return super().generic_visit(node)
 
 
 def meaning(code: str) -> str:
@@ -112,13 +102,6 @@ def mutants(path: Path, draw: random.Random) -> Iterator[Mutant]:
             if mutated and meaning(mutated) not in {"", meaning(code)}:
                 yield Mutant(path, name, start, mutated)
                 break
-
-
-def stages(storey: str) -> list[list[str]]:
-    """What to run, one after the other."""
-    if storey == "_demo":
-        return [["tests/test_demo.py"]]
-    return [*LIKELIEST.get(storey, []), QUICK, SLOW]
 
 
 def stage(tree: Path, arguments: list[str]) -> int:
@@ -164,13 +147,11 @@ def copied(folder: Path) -> Path:
 
 def survives(folder: Path, mutant: Mutant) -> bool:
     tree = copied(folder)
-    file = tree / mutant.path
-    original = file.read_text()
-    file.write_text(mutant.code)
+    (tree / mutant.path).write_text(mutant.code)
     try:
-        return all(stage(tree, tests) == 0 for tests in stages(mutant.path.parts[1]))
+        return all(stage(tree, tests) == 0 for tests in STAGES.get(mutant.path.parts[1], ALL))
     finally:
-        file.write_text(original)
+        shutil.copy(ROOT / mutant.path, tree / mutant.path)
 
 
 def main() -> None:
@@ -201,17 +182,14 @@ def main() -> None:
             whole = Mutant(paths[0].relative_to(ROOT), "none", (0, 0), paths[0].read_text())
             if not pool.submit(tried, whole).result():
                 sys.exit(f"the tests of {storey} fail on the package as it is")
-            drawn = [m for path in paths for m in mutants(path.relative_to(ROOT), draw)]
-            places = len(drawn)
-            if options.sample and options.sample < places:
-                drawn = sorted(draw.sample(drawn, options.sample))
-            left = 0
+            every = [m for path in paths for m in mutants(path.relative_to(ROOT), draw)]
+            drawn = sorted(draw.sample(every, min(options.sample or len(every), len(every))))
+            killed = len(drawn)
             for mutant, survived in zip(drawn, pool.map(tried, drawn), strict=True):
-                left += survived
+                killed -= survived
                 place = f"{mutant.path}:{mutant.position[0]}"
                 print(f"{place} survives\n{mutant.difference}" if survived else place, flush=True)
-            killed = len(drawn) - left
-            print(f"{storey}: {killed} of {len(drawn)} killed, drawn from {places}", flush=True)
+            print(f"{storey}: {killed} of {len(drawn)} killed, drawn from {len(every)}", flush=True)
 
 
 if __name__ == "__main__":
