@@ -8,12 +8,10 @@ from functools import partial
 import pytest
 import torch
 
-from tests.benchmarks import endurance, overhead, training
+from tests.benchmarks import _ways, endurance, overhead, training
 from tests.benchmarks._measure import Job, Table, compare, peak_bytes
-from tests.benchmarks._problems import regressions, single_entries
-from tests.benchmarks._rivals import FLOOR, RIVALS, clamp_
-from tests.benchmarks._ways import CANDIDATES, CLAMP, WAYS, Way, diagonal, weights
-from tests.benchmarks.overhead import conv, linear
+from tests.benchmarks._ways import CANDIDATES, CLAMP, WAYS, diagonal
+from tests.benchmarks.overhead import FLOOR, RIVALS, clamp_, conv, linear
 from tests.benchmarks.training import Score
 from tests.support.tables import BUILT_IN as MAPS
 
@@ -81,9 +79,9 @@ def test_candidates_win_where_all_rivals_lose():
 
 @pytest.mark.parametrize("name", WAYS)
 def test_every_way_starts_at_the_weight_and_stays_negative(name):
-    problems = regressions(4, 3, torch.Generator().manual_seed(0), *training.KINDS["beyond"])
+    problems = _ways.regressions(4, 3, torch.Generator().manual_seed(0), *training.KINDS["beyond"])
     make = partial(torch.optim.SGD, lr=0.1)
-    seen = list(weights(WAYS[name], make, problems.start, problems.gradient, 20))
+    seen = list(_ways.weights(WAYS[name], make, problems.start, problems.gradient, 20))
     torch.testing.assert_close(seen[0], problems.start)
     assert problems.gradient(seen[-1]).norm() < problems.gradient(seen[0]).norm()
     assert all((diagonal(weight) < 0).all() for weight in seen)
@@ -91,7 +89,7 @@ def test_every_way_starts_at_the_weight_and_stays_negative(name):
 
 @pytest.mark.parametrize("kind", training.KINDS)
 def test_the_best_diagonal_is_the_best_feasible_one(kind):
-    problems = regressions(4, 3, torch.Generator().manual_seed(0), *training.KINDS[kind])
+    problems = _ways.regressions(4, 3, torch.Generator().manual_seed(0), *training.KINDS[kind])
     assert (problems.best < 0).all()
     feasible = (diagonal(problems.target) < 0).all(-1)
     expected = diagonal(problems.target)[feasible]
@@ -100,7 +98,7 @@ def test_the_best_diagonal_is_the_best_feasible_one(kind):
 
 @pytest.mark.parametrize("rate", [0.05, 0.95, 1.05])
 def test_rates_are_in_units_of_the_largest_stable_one(rate):
-    problems = single_entries([-2.0, -0.5]).scaled([rate])
+    problems = _ways.single_entries([-2.0, -0.5]).scaled([rate])
     steps = training.steps_to_stay(CLAMP, partial(torch.optim.SGD, lr=1.0), problems, 300)
     assert steps.isfinite().all() == (rate < 1)
 
@@ -122,7 +120,7 @@ def test_endurance_holds_every_map_under_every_optimizer(monkeypatch, capsys):
     (rows,) = printed_tables(capsys.readouterr().out).values()
     assert rows.keys() == {CLAMP, *MAPS}
     assert rows["clamp"] == rows[CLAMP]
-    monkeypatch.setitem(WAYS, "unconstrained", Way())
+    monkeypatch.setitem(WAYS, "unconstrained", _ways.Way())
     with pytest.raises(RuntimeError, match="expected negative entries at every step of uncon"):
         endurance.endured("unconstrained", "SGD", 10)
 

@@ -14,27 +14,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from tests.benchmarks import _ways
 from tests.benchmarks._measure import Table, tell
-from tests.benchmarks._problems import (
-    Rates,
-    Regressions,
-    fitted_rates,
-    joined,
-    recurrent_errors,
-    regressions,
-    single_entries,
-)
-from tests.benchmarks._ways import (
-    CANDIDATES,
-    CLAMP,
-    RIVALS,
-    WAYS,
-    Make,
-    optimizers,
-    there_and_back,
-    weights,
-)
+from tests.benchmarks._ways import CANDIDATES, CLAMP, RIVALS, WAYS, Make, Regressions, optimizers
 
+Problems = Regressions | _ways.Rates
 LEAST = 10  # steps; below it, ratios are noise
 SHARED = {
     "SGD": (0.1, 0.5, 0.95),
@@ -85,17 +69,21 @@ QUICK = Effort(
 )
 
 
-def steps_to_stay(way: str, make: Make, problems: Regressions | Rates, budget: int) -> Tensor:
+def steps_to_stay(way: str, make: Make, problems: Problems, budget: int) -> Tensor:
     """Steps until each diagonal stays where it belongs; infinite where it does not."""
     last = torch.zeros(problems.start.shape[:-2])
-    seen = weights(WAYS[way], make, problems.start, problems.gradient, budget)
+    seen = _ways.weights(WAYS[way], make, problems.start, problems.gradient, budget)
     for step, weight in enumerate(seen):
         last[~problems.arrived(weight)] = step + 1
     return last.where(last <= budget, math.inf).clamp(min=LEAST)
 
 
 def steps_at(
-    way: str, optimizer: str, rates: Sequence[float], problems: Regressions | Rates, budget: int
+    way: str,
+    optimizer: str,
+    rates: Sequence[float],
+    problems: Problems,
+    budget: int,
 ) -> Tensor:
     """The same at each learning rate; SGD's and momentum's in units of SGD's largest stable one."""
     make = optimizers()[optimizer]
@@ -140,10 +128,10 @@ def default_layers(effort: Effort, seed: int) -> Table:
         generator = torch.Generator().manual_seed(seed)
         # Muon trains one matrix after the other.
         sizes, count = (effort.sizes[:1], 6) if name == "Muon" else (effort.sizes, effort.count)
-        layers = [
-            joined([regressions(n, count, generator, *kind) for kind in LAYERS.values()])
-            for n in sizes
-        ]
+        draws = (
+            [_ways.regressions(n, count, generator, *k) for k in LAYERS.values()] for n in sizes
+        )
+        layers = [*map(_ways.joined, draws)]
         steps = {
             way: torch.cat([
                 steps_at(way, name, SHARED[name], problems, effort.budget).flatten()
@@ -160,7 +148,7 @@ def one_entry(effort: Effort) -> Table:
     table = Table("Steps of weights of one entry, by the place of the optimum", UNIT)
     sgd, adam = torch.optim.SGD, torch.optim.Adam
     for place, targets in ENTRIES.items():
-        problems = single_entries(targets)
+        problems = _ways.single_entries(targets)
         for label, make, those in (
             ("SGD, lr=0.1", partial(sgd, lr=0.1), problems),
             ("SGD, 0.95 of the largest lr", partial(sgd, lr=1.0), problems.scaled([0.95])),
@@ -180,12 +168,12 @@ def other_problems(effort: Effort, seed: int, optimizer: str) -> list[Table]:
     tried = effort.tried if is_adam else shared
     generator = torch.Generator().manual_seed(seed)
     problems = {
-        name: regressions(8, effort.count, generator, *kind) for name, kind in KINDS.items()
+        name: _ways.regressions(8, effort.count, generator, *kind) for name, kind in KINDS.items()
     }
-    orders = fitted_rates(effort.count, generator)
+    orders = _ways.fitted_rates(effort.count, generator)
     steps: dict[str, dict[str, Tensor]] = {name: {} for name in problems}
     for way in effort.ways:
-        found = steps_at(way, optimizer, tried, joined([*problems.values()]), effort.budget)
+        found = steps_at(way, optimizer, tried, _ways.joined([*problems.values()]), effort.budget)
         for name, part in zip(problems, found.chunk(len(problems), 1), strict=True):
             steps[name][way] = part
         if is_adam:
@@ -224,9 +212,9 @@ def largest_rates(way: str, sizes: Sequence[float], settle: int, seed: int) -> l
     rates, few = [1.1**k for k in range(-75, 1)], 2
     parts = []
     for size in sizes:
-        part = regressions(8, few, generator, (size / 2, size / 2), (size, size))
+        part = _ways.regressions(8, few, generator, (size / 2, size / 2), (size, size))
         parts.append(part.scaled([0.99 * rate for rate in rates]))
-    steps = steps_to_stay(way, partial(torch.optim.SGD, lr=1.0), joined(parts), settle)
+    steps = steps_to_stay(way, partial(torch.optim.SGD, lr=1.0), _ways.joined(parts), settle)
     stays = (steps <= 0.9 * settle).view(len(sizes), len(rates), few).all(-1)
     return [_end_of_first_run(rates, row.tolist()) for row in stays]
 
@@ -251,7 +239,7 @@ def way_back(effort: Effort) -> Table:
     for name in ("SGD", "Adam", "RMSprop"):
         make = optimizers()[name](0.01)
         for way in effort.ways:
-            _, back = there_and_back(way, make, effort.force, 4 * effort.force)
+            _, back = _ways.there_and_back(way, make, effort.force, 4 * effort.force)
             table.put(name, {way: back if math.isinf(back) else int(back)})
     return table
 
@@ -267,7 +255,7 @@ def recurrent_network(effort: Effort, seed: int) -> Table:
     for decay in (1.0, 10.0):
         found = {}
         for way in effort.ways:
-            errors = [recurrent_errors(way, decay, r, effort.recurrent, seed) for r in rates]
+            errors = [_ways.recurrent_errors(way, decay, r, effort.recurrent, seed) for r in rates]
             found[way] = torch.stack(errors).log().mean(1).exp()
         for label, pick in ((f"{decay:g}, all at {rates[0]}", 0), (f"{decay:g}, own best", ...)):
             cells = {way: errors[pick].min().item() for way, errors in found.items()}
