@@ -79,11 +79,7 @@ def steps_to_stay(way: str, make: Make, problems: Problems, budget: int) -> Tens
 
 
 def steps_at(
-    way: str,
-    optimizer: str,
-    rates: Sequence[float],
-    problems: Problems,
-    budget: int,
+    way: str, optimizer: str, rates: Sequence[float], problems: Problems, budget: int
 ) -> Tensor:
     """The same at each learning rate; SGD's and momentum's in units of SGD's largest stable one."""
     make = optimizers()[optimizer]
@@ -128,9 +124,8 @@ def default_layers(effort: Effort, seed: int) -> Table:
         generator = torch.Generator().manual_seed(seed)
         # Muon trains one matrix after the other.
         sizes, count = (effort.sizes[:1], 6) if name == "Muon" else (effort.sizes, effort.count)
-        draws = (
-            [_ways.regressions(n, count, generator, *k) for k in LAYERS.values()] for n in sizes
-        )
+        kinds = LAYERS.values()
+        draws = ([_ways.regressions(n, count, generator, *k) for k in kinds] for n in sizes)
         layers = [*map(_ways.joined, draws)]
         steps = {
             way: torch.cat([
