@@ -4,27 +4,25 @@
 
 A mutant is what cosmic-ray makes of one operator, number or decorator in one file; of the many that
 it offers for one place, one is drawn. What only changes an annotation is none. The tests run in
-stages, the likeliest first, each in a process that is forked from one which has imported all that
-does not change. Every mutant is named; one that goes through them all, with its difference.
+stages, the likeliest first, in a copy of the repository. Every mutant is named; one that goes
+through them all, with its difference.
 """
 
 import argparse
 import ast
+import contextlib
 import difflib
 import functools
-import importlib
-import multiprocessing
 import os
 import random
-import resource
 import shutil
-import signal
+import subprocess
 import sys
-import tempfile
-import time
+import threading
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from cosmic_ray.ast import ast_nodes, get_ast
@@ -46,7 +44,6 @@ STAGES = {
     "_doors": [["tests/doors", "tests/bad_input"], *ALL],
     "_ranks": [["tests/maths/test_shards.py"], RANKS, *ALL],
 }
-IMPORTED = ("pytest", "torch", "torch._dynamo", "torch.distributed.fsdp", "torch.export")
 PATIENCE = 900.0  # seconds; what is still running then is taken for a loop without end
 SAYS_NOTHING = {"override", "abstractmethod", "overload", "final"}
 
@@ -104,40 +101,20 @@ def mutants(path: Path, draw: random.Random) -> Iterator[Mutant]:
                 break
 
 
-def stage(tree: Path, arguments: list[str]) -> int:
-    """How the tests ended, run from the copy ``tree`` in a child of this process."""
-    if child := os.fork():
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            ended, status = os.waitpid(child, os.WNOHANG)
-            if ended:
-                return os.waitstatus_to_exitcode(status)
-            time.sleep(0.05)
-        os.killpg(child, signal.SIGKILL)
-        return os.waitpid(child, 0)[1]
-    try:
-        os.setsid()
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        null = os.open(os.devnull, os.O_RDWR)
-        for descriptor in (0, 1, 2):
-            os.dup2(null, descriptor)
-        os.chdir(tree)
-        sys.path.insert(0, str(tree))
-        os.environ |= {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
-        sys.dont_write_bytecode = True
-        for name in [n for n in sys.modules if n.partition(".")[0] in {"tests", PACKAGE}]:
-            del sys.modules[name]
-        pytest = importlib.import_module("pytest")
-        chosen = "slow" if "ranks" in arguments[0] else "not slow"
-        os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", chosen, *arguments]))
-    finally:
-        os._exit(70)
+def passes(tree: Path, arguments: list[str]) -> bool:
+    chosen = "slow" if "ranks" in arguments[0] else "not slow"
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", chosen]
+    env = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    how = {"cwd": tree, "env": env, "capture_output": True, "timeout": PATIENCE}
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return subprocess.run([*command, *arguments], **how).returncode == 0
+    return False
 
 
 @functools.cache
-def copied(folder: Path) -> Path:
-    """A copy of what the tests need, for this process."""
-    tree = folder / str(os.getpid())
+def copied(folder: Path, thread: int) -> Path:
+    """A copy of what the tests need, which no other thread uses."""
+    tree = folder / str(thread)
     for name in (PACKAGE, "tests", "notebooks"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "CHANGELOG.md"):
@@ -146,10 +123,10 @@ def copied(folder: Path) -> Path:
 
 
 def survives(folder: Path, mutant: Mutant) -> bool:
-    tree = copied(folder)
+    tree = copied(folder, threading.get_ident())
     (tree / mutant.path).write_text(mutant.code)
     try:
-        return all(stage(tree, tests) == 0 for tests in STAGES.get(mutant.path.parts[1], ALL))
+        return all(passes(tree, tests) for tests in STAGES.get(mutant.path.parts[1], ALL))
     finally:
         shutil.copy(ROOT / mutant.path, tree / mutant.path)
 
@@ -165,15 +142,7 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := sorted({*options.storeys} - {*storeys}):
         parser.error(f"expected some of {', '.join(storeys)}, got {', '.join(unknown)}")
-    for name in IMPORTED:
-        torch = importlib.import_module(name.partition(".")[0])
-        importlib.import_module(name)
-    torch.set_num_threads(1)
-
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        ProcessPoolExecutor(options.processes, multiprocessing.get_context("fork")) as pool,
-    ):
+    with TemporaryDirectory() as folder, ThreadPoolExecutor(options.processes) as pool:
         tried = functools.partial(survives, Path(folder))
         for storey in options.storeys:
             draw = random.Random(options.seed)

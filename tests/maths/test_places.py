@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,13 +11,11 @@ from torch import Tensor
 
 from negdiag_param import NegativeDiagonal
 from tests.support.asserts import bits
-from tests.support.tables import DTYPES, VARIANTS, every_dtype
+from tests.support.tables import VARIANTS, every_dtype
 
-MARGINS_HERE = (0.0, 0.7)
 # In tiles of seven no entry is in the body of any vector; a single entry may have code of its own.
 TILES = (7, 1)
 LEVELS = ("default", "avx2")
-ROOT = Path(__file__).parents[2]
 
 
 def gradient(parametrization: NegativeDiagonal, x: Tensor) -> Tensor:
@@ -35,33 +32,29 @@ OPERATIONS: dict[str, tuple[Callable[[NegativeDiagonal, Tensor], Tensor], int]] 
 }
 
 
-def dependent(name: str, margin: float, dtype: torch.dtype) -> set[tuple[str, int]]:
-    """What differs in tiles from the whole, and in tiles of which length."""
+@every_dtype
+@pytest.mark.parametrize("margin", [0.0, 0.7])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_an_entry_has_the_same_value_at_every_place(name, margin, dtype):
     parametrization = VARIANTS[name](margin, dims=(), infeasible="error")
     generator = torch.Generator().manual_seed(0)
     x = (6 * torch.randn(300, generator=generator, dtype=torch.float64)).to(dtype)
-    found = set()
     for what, (operation, entries) in OPERATIONS.items():
         whole = operation(parametrization, x[:entries])
         for length in TILES:
             tiles = x[: entries * length // TILES[0]].split(length)
             again = torch.cat([operation(parametrization, tile) for tile in tiles])
-            if not torch.equal(bits(again), bits(whole[: len(again)])):
-                found.add((what, length))
-    return found
-
-
-@every_dtype
-@pytest.mark.parametrize("margin", MARGINS_HERE)
-@pytest.mark.parametrize("name", VARIANTS)
-def test_an_entry_has_the_same_value_at_every_place(name, margin, dtype):
-    assert not dependent(name, margin, dtype)
+            assert torch.equal(bits(again), bits(whole[: len(again)])), (what, length)
 
 
 def level_here() -> str:
     """In the words of ``ATEN_CPU_CAPABILITY``."""
     found = torch.backends.cpu.get_cpu_capability().lower()
     return "default" if found == "no avx" else found  # as PyTorch said before 2.8 or so
+
+
+def test_this_process_runs_at_the_level_that_is_asked_for():
+    assert os.environ.get("ATEN_CPU_CAPABILITY", level_here()) == level_here()
 
 
 @pytest.mark.slow
@@ -71,26 +64,7 @@ def test_an_entry_has_the_same_value_at_every_place_at_the_level(level):
         pytest.skip("this process runs at that level")
     if level == "avx2" and not level_here().startswith("avx"):
         pytest.skip("needs AVX2")
-    process = subprocess.run(
-        [sys.executable, "-m", "tests.maths.test_places"],
-        cwd=ROOT,
-        env={**os.environ, "ATEN_CPU_CAPABILITY": level},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert process.stdout.splitlines() == [level]
-
-
-def main() -> None:
-    torch.set_num_threads(1)
-    print(level_here())
-    for name in VARIANTS:
-        for dtype in DTYPES:
-            found = dependent(name, MARGINS_HERE[-1], dtype)
-            if found:
-                print(name, dtype, sorted(found))
-
-
-if __name__ == "__main__":
-    main()
+    env = {**os.environ, "ATEN_CPU_CAPABILITY": level}
+    command = [sys.executable, "-m", "pytest", "-qk", "0.7 or process", __file__]
+    process = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout
