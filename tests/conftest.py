@@ -21,15 +21,12 @@ def pytest_configure() -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
 
 
-def is_dear(item: pytest.Item) -> bool:
-    """Whether it shares the ranks, or results that take seconds."""
-    return bool(item.get_closest_marker("xdist_group")) or "results" in item.fixturenames
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips ``integration`` tests whose packages are not installed."""
-    # What is dear is made once if one worker has all its tests: others steal from the end.
-    items.sort(key=lambda item: not is_dear(item))
+    # Ranks, and results that take seconds, are made once if one worker has all tests that share
+    # them: others steal from the end.
+    shared = {item for item in items if item.get_closest_marker("xdist_group")}
+    items.sort(key=lambda item: item not in shared and "results" not in item.fixturenames)
     for item in items:
         for mark in item.iter_markers("integration"):
             for package in mark.args:

@@ -57,11 +57,6 @@ def layouts(mesh: DeviceMesh, ndim: int, rows_and_columns: tuple[int, ...]) -> I
             yield placements
 
 
-def along(dim: int, mesh: DeviceMesh) -> Placements:
-    """Shards of one dimension only."""
-    return (Shard(dim),) * mesh.ndim
-
-
 def shard(tensor: Tensor, mesh: DeviceMesh, placements: Placements) -> DTensor:
     return distribute_tensor(tensor.detach(), mesh, placements, src_data_rank=None)
 
@@ -134,7 +129,7 @@ def test_every_map_and_dtype_has_parity(margin: float, dim: int, dtype: torch.dt
     where = mesh()
     for kind in CLASSES:
         parametrization = kind(margin=margin, infeasible="reflect")
-        assert_parity(parametrization, (8, 6), where, along(dim, where), dtype)
+        assert_parity(parametrization, (8, 6), where, (Shard(dim),) * where.ndim, dtype)
 
 
 @on(2)
@@ -142,7 +137,7 @@ def test_the_gradients_of_a_sum_add_up() -> None:
     where = mesh()
     for kind in CLASSES:
         alone = torch.randn(6, 6).requires_grad_()
-        sharded = shard(alone, where, along(0, where)).requires_grad_()
+        sharded = shard(alone, where, [Shard(0)]).requires_grad_()
         for _ in range(2):
             kind()(alone).sum().backward()
             kind()(sharded).to_local().sum().backward()
@@ -153,7 +148,7 @@ def test_the_gradients_of_a_sum_add_up() -> None:
 def test_second_derivatives_have_parity() -> None:
     x, v = torch.randn(2, 7, 7, dtype=torch.float64)
     results = []
-    for place in (lambda t: t, lambda t: shard(t, mesh(), along(0, mesh()))):
+    for place in (lambda t: t, lambda t: shard(t, mesh(), [Shard(0)])):
         original = place(x).requires_grad_()
         loss = (NegExpDiagonal()(original) * place(v)).square().sum()
         (grad,) = torch.autograd.grad(loss, original, create_graph=True)
@@ -165,7 +160,7 @@ def test_second_derivatives_have_parity() -> None:
 @COMPILED_SHARDS
 @on(2)
 def test_shards_with_several_lines_compile_in_one_graph() -> None:
-    x = shard(torch.randn(9, 4), mesh(), along(0, mesh()))
+    x = shard(torch.randn(9, 4), mesh(), [Shard(0)])
     parametrization = NegExpDiagonal(blocks=3)
     once = torch.compile(parametrization, fullgraph=True, backend="aot_eager")
     results = []

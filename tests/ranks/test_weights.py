@@ -79,12 +79,10 @@ def test_is_assigned(kind: str) -> None:
         assert collectives in {None, debug.get_total_counts()}
         assert_exactly(whole(layer.weight), whole(given))
     assert layer.parametrizations.weight.original is original
-    for wrong, message in (
-        (torch.zeros(size(kind), size(kind) + 1), "weight: expected a tensor of shape"),
-        (value.index_fill(0, torch.tensor([2]), torch.nan), "a finite diagonal, got 1 of"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            layer.weight = wrong
+    with pytest.raises(ValueError, match="weight: expected a tensor of shape"):
+        layer.weight = value[:, 1:]
+    with pytest.raises(ValueError, match="a finite diagonal, got 1 of"):
+        layer.weight = value.index_fill(0, torch.tensor([2]), torch.nan)
     assert_exactly(whole(layer.weight), value)
     stock = make(size(kind))
     stock.load_state_dict(plain(model))

@@ -139,11 +139,7 @@ LAYERS: dict[str, Layer] = {
     "lstm_cell": Layer(lambda: nn.LSTMCell(3, 4), grouped(4), (2, 3), "weight_hh"),
     "raw": Layer(Raw, matrix, (2, 4), "square"),
     "raw_batch": Layer(
-        Raw,
-        lambda weight: weight.diagonal(dim1=1, dim2=2),
-        (2, 4),
-        "batch",
-        {"dims": (-2, -1)},
+        Raw, lambda weight: weight.diagonal(0, 1, 2), (2, 4), "batch", {"dims": (-2, -1)}
     ),
     "raw_vector": Layer(Raw, lambda weight: weight, (2, 4), "vector"),
     "raw_all": Layer(Raw, lambda weight: weight, (2, 4), "square", {"dims": ()}),
