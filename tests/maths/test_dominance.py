@@ -207,20 +207,17 @@ def test_a_scaling_is_kept_where_it_does_and_found_where_there_is_one():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_lives_as_other_layers_do(kind, recwarn):
-    module, other = layer(kind, "exp", cache_in_eval=True), layer(kind, "exp")
+    module, stock = layer(kind, "exp", cache_in_eval=True), nn.Linear(N, N)
     module.weight = dominant(kind)
     weight = module.weight.detach().clone()
     assert_same_bits(dict(negative_diagonals(module))["weight"], weight.diagonal())
-    for again in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
-        assert_same_bits(again.weight, weight)
-    other.load_state_dict(module.state_dict())
-    assert_same_bits(other.weight, weight)
-    stock = nn.Linear(N, N)
+    loaded, from_plain = layer(kind, "exp"), layer(kind, "exp")
+    loaded.load_state_dict(module.state_dict())
     stock.load_state_dict(plain_state_dict(module))
-    assert_same_bits(stock.weight, weight)
-    plain = layer(kind, "exp")
-    plain.load_state_dict(stock.state_dict())
-    assert_same_bits(plain.weight, weight)
+    from_plain.load_state_dict(stock.state_dict())
+    copies = copy.deepcopy(module), pickle.loads(pickle.dumps(module))
+    for again in (*copies, loaded, stock, from_plain):
+        assert_same_bits(again.weight, weight)
     with pytest.raises(RuntimeError, match=rf"dominance='{kind}'.* found one of exp"):
         module.load_state_dict(register(nn.Linear(N, N), map="exp", margin=0.1).state_dict())
     module.eval()
