@@ -9,14 +9,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
-from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
 from negdiag_param import (
     ClampDiagonal,
     NegativeDiagonal,
     NegExpDiagonal,
-    SignFlipDiagonal,
     register_negative_diagonal,
 )
 from negdiag_param._ranks import shards
@@ -24,7 +22,7 @@ from tests.ranks.asserts import Collectives
 from tests.ranks.harness import on
 from tests.ranks.kinds import mesh
 from tests.support import tables
-from tests.support.versions import COMPILED_SHARDS, UNEVEN
+from tests.support.versions import COMPILED_SHARDS
 
 Placements = tuple[Placement, ...]
 CLASSES = tuple(tables.CLASSES.values())
@@ -170,25 +168,6 @@ def test_shards_with_several_lines_compile_in_one_graph() -> None:
         found.sum().backward()
         results.append([found.to_local(), original.grad.to_local()])
     torch.testing.assert_close(*results)
-
-
-@pytest.mark.parametrize(
-    ("shape", "blocks"),
-    [((12, 12), 1), ((24, 6), 4), pytest.param((6, 6), 1, marks=UNEVEN)],
-    ids=str,
-)
-@on(4)
-def test_strided_shards_have_parity(shape: tuple[int, int], blocks: int) -> None:
-    """What a rank holds under fully_shard on top of tensor parallelism, read outside forward."""
-    x = torch.randn(shape)
-    parametrization = SignFlipDiagonal(infeasible="reflect", blocks=blocks)
-    with CommDebugMode() as debug:
-        found = parametrization(shard_strided(x))
-    assert debug.get_total_counts() == 0
-    expected = shard_strided(parametrization(x))
-    assert found.placements == expected.placements
-    assert found.to_local().equal(expected.to_local())
-    assert found.full_tensor().equal(parametrization(x))
 
 
 def shard_strided(tensor: Tensor) -> DTensor:
