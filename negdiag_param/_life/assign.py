@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from negdiag_param import _private
-from negdiag_param._callers import is_substituting
 from negdiag_param._life import lookup
 from negdiag_param._maths.feasible import Infeasible
 from negdiag_param._parametrization.invert import dense, named, summary
 from negdiag_param._parametrization.parametrization import NegativeDiagonal
+from negdiag_param._private import is_substituting
 from negdiag_param._ranks import shards
 
 

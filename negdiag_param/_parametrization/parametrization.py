@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self, Unpack, override
 
-from negdiag_param._callers import warn_user
 from negdiag_param._maths.dominance import Dominance
 from negdiag_param._maths.feasible import INFEASIBLE, Infeasible
 from negdiag_param._maths.limits import FLOAT_DTYPES
@@ -22,7 +21,7 @@ from negdiag_param._parametrization.options import (
     shown,
 )
 from negdiag_param._parametrization.steps import Homes
-from negdiag_param._private import ChecksCasts, own_buffers, own_modules, own_parameters
+from negdiag_param._private import ChecksCasts, own_buffers, own_modules, own_parameters, warn_user
 from negdiag_param._ranks import shards
 
 
