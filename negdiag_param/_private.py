@@ -115,13 +115,11 @@ def loading_method(cls: type[nn.Module]) -> Callable[..., None] | None:
     return _read(cls, "_load_from_state_dict", None, consequence)  # type: ignore[no-any-return]
 
 
-def keep_metadata(
-    state: dict[str, Any], target: dict[str, Any], wanted: Callable[[str], bool]
-) -> None:
-    """Passes on the versions of modules that ``state_dict`` notes, by the prefix of the module."""
+def keep_metadata(state: dict[str, Any], target: dict[str, Any]) -> None:
+    """Passes on the versions that ``state_dict`` notes of modules other than parametrizations."""
     metadata = getattr(state, "_metadata", None)
     if metadata is not None:
-        kept = ((prefix, value) for prefix, value in metadata.items() if wanted(prefix))
+        kept = (item for item in metadata.items() if "parametrizations" not in item[0].split("."))
         target._metadata = type(metadata)(kept)  # type: ignore[attr-defined]
 
 
@@ -285,12 +283,7 @@ def is_substituting() -> bool:
 
 def is_distributing() -> bool:
     """Whether ``distribute_module`` asks, with which every parallel style begins."""
-    return _asking() == _DISTRIBUTES
-
-
-def is_copying() -> bool:
-    """Whether ``copy`` asks, and not a pickler."""
-    return _asking() == "copy"
+    return asking() == _DISTRIBUTES
 
 
 def canonical_state() -> dict[str, Any]:
@@ -308,7 +301,7 @@ def _loading(variable: str) -> Iterator[Any]:
     return (frame.f_locals.get(variable) for name, frame in _callers() if name == _LOADS)
 
 
-def _asking() -> str:
+def asking() -> str:
     """The module in which the innermost caller outside of this package is."""
     outside = (name for name, _ in _callers() if name.partition(".")[0] != "negdiag_param")
     return next(outside, "")

@@ -327,7 +327,7 @@ def plain_state_dict(model: nn.Module) -> "OrderedDict[str, Any]":
             places[f"{prefix}{name}"] = first, len(prefix), rank
     kept = [key for key in entries if not key.startswith(replaced)]
     plain = OrderedDict((key, entries[key]) for key in sorted(kept, key=places.__getitem__))
-    _private.keep_metadata(state, plain, wanted=lambda at: "parametrizations" not in at.split("."))
+    _private.keep_metadata(state, plain)
     return plain
 
 
