@@ -1,11 +1,13 @@
-"""The only place that reads private PyTorch names, each with what happens once it is gone."""
+"""What private names of PyTorch alone tell, with what happens once one is gone, and the stack."""
 
+import inspect
 import sys
 import warnings
-from collections.abc import Callable, Collection, MutableMapping
+from collections.abc import Callable, Collection, Iterator, MutableMapping
 from contextlib import suppress
 from functools import lru_cache
 from itertools import count
+from types import FrameType
 from typing import Any
 
 import torch
@@ -30,6 +32,14 @@ DISTRIBUTED_MARK = "_distribute_module_applied"
 PROCESS_GROUPS: Collection[Any] = getattr(
     sys.modules.get("torch.distributed.distributed_c10d"), "_pg_map", ()
 )
+
+_PASSED_BY = ("torch", "negdiag_param")
+# The modules in which functional_call, parallel styles and set_model_state_dict do their work.
+_SUBSTITUTES = ("torch.nn.utils.stateless", "torch.nn.utils._named_member_accessor")
+_DISTRIBUTES = "torch.distributed.tensor._api"
+# Where quantization gives the parametrizations to a new module, and then its values.
+_TRANSFERS = "transfer_parametrizations_and_params"
+_LOADS = "torch.distributed.checkpoint.state_dict"
 
 
 def _read(owner: Any, name: str, otherwise: Any, consequence: str) -> Any:
@@ -105,13 +115,11 @@ def loading_method(cls: type[nn.Module]) -> Callable[..., None] | None:
     return _read(cls, "_load_from_state_dict", None, consequence)  # type: ignore[no-any-return]
 
 
-def keep_metadata(
-    state: dict[str, Any], target: dict[str, Any], wanted: Callable[[str], bool]
-) -> None:
-    """Passes on the versions of modules that ``state_dict`` notes, by the prefix of the module."""
+def keep_metadata(state: dict[str, Any], target: dict[str, Any]) -> None:
+    """Passes on the versions that ``state_dict`` notes of modules other than parametrizations."""
     metadata = getattr(state, "_metadata", None)
     if metadata is not None:
-        kept = ((prefix, value) for prefix, value in metadata.items() if wanted(prefix))
+        kept = (item for item in metadata.items() if "parametrizations" not in item[0].split("."))
         target._metadata = type(metadata)(kept)  # type: ignore[attr-defined]
 
 
@@ -251,3 +259,59 @@ def is_managed_by_fsdp(module: nn.Module) -> bool:
     the shards cannot be noticed. Dynamo reads this mark too.
     """
     return vars(module).get("_is_fsdp_managed_module", False) is True
+
+
+def warn_user(message: str) -> None:
+    """Warns at the user's line, however many of our frames and PyTorch's lie in between."""
+    level = 1
+    for name, frame in _callers():
+        if frame.f_code.co_name == _TRANSFERS:
+            return
+        level += 1
+        if name.partition(".")[0] not in _PASSED_BY:
+            break
+    warnings.warn(message, UserWarning, stacklevel=level)
+
+
+def is_substituting() -> bool:
+    """Whether ``torch.func.functional_call`` is putting a tensor in, to take it out again."""
+    for name, _ in _callers():
+        if name in _SUBSTITUTES or name.partition(".")[0] not in _PASSED_BY:
+            return name in _SUBSTITUTES
+    return False
+
+
+def is_distributing() -> bool:
+    """Whether ``distribute_module`` asks, with which every parallel style begins."""
+    return asking() == _DISTRIBUTES
+
+
+def canonical_state() -> dict[str, Any]:
+    """What ``set_model_state_dict`` loads, if it does; its names leave out those of wrappers."""
+    return next((state for state in _loading("state_dict") if isinstance(state, dict)), {})
+
+
+def is_broadcasting() -> bool:
+    """Whether all ranks are in ``set_model_state_dict`` with the checkpoint of the first one."""
+    return any(getattr(each, "broadcast_from_rank0", False) for each in _loading("options"))
+
+
+def _loading(variable: str) -> Iterator[Any]:
+    """The values of a variable in the functions of ``set_model_state_dict`` that have called."""
+    return (frame.f_locals.get(variable) for name, frame in _callers() if name == _LOADS)
+
+
+def asking() -> str:
+    """The module in which the innermost caller outside of this package is."""
+    outside = (name for name, _ in _callers() if name.partition(".")[0] != "negdiag_param")
+    return next(outside, "")
+
+
+def _callers() -> Iterator[tuple[str, FrameType]]:
+    """The functions that called the caller, from the innermost on, with their modules."""
+    frame = inspect.currentframe()
+    while frame:
+        name = str(frame.f_globals.get("__name__", ""))
+        if name != __name__:
+            yield name, frame
+        frame = frame.f_back

@@ -17,7 +17,7 @@ from negdiag_param._doors import checks, targets
 from negdiag_param._doors.targets import Target
 from negdiag_param._life import assign, attach, lookup
 from negdiag_param._maths.diagonal import Diagonal
-from negdiag_param._parametrization.invert import check, named, summary
+from negdiag_param._parametrization.invert import check, described, summary
 from negdiag_param._parametrization.options import MapOptionsDict, options_shown
 from negdiag_param._parametrization.parametrization import NegativeDiagonal, Record
 from negdiag_param._parametrization.parse import Map, parse
@@ -327,14 +327,14 @@ def plain_state_dict(model: nn.Module) -> "OrderedDict[str, Any]":
             places[f"{prefix}{name}"] = first, len(prefix), rank
     kept = [key for key in entries if not key.startswith(replaced)]
     plain = OrderedDict((key, entries[key]) for key in sorted(kept, key=places.__getitem__))
-    _private.keep_metadata(state, plain, wanted=lambda at: "parametrizations" not in at.split("."))
+    _private.keep_metadata(state, plain)
     return plain
 
 
 def _planned(target: Target, template: NegativeDiagonal) -> tuple[NegativeDiagonal, Tensor]:
     """The parametrization for one tensor, and the tensor, which is checked but not changed."""
     owner, options = target.owner, template.options
-    with named(target.name):
+    with described(target.name):
         checks.check_carrier(target)
         with torch.no_grad():
             value = target.tensor.detach()

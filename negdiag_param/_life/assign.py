@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from negdiag_param import _private
-from negdiag_param._callers import is_substituting
 from negdiag_param._life import lookup
 from negdiag_param._maths.feasible import Infeasible
-from negdiag_param._parametrization.invert import dense, named, summary
+from negdiag_param._parametrization.invert import dense, described, summary
 from negdiag_param._parametrization.parametrization import NegativeDiagonal
+from negdiag_param._private import is_substituting
 from negdiag_param._ranks import shards
 
 
@@ -59,7 +59,7 @@ def writes(
     chain, originals = lookup.lists(module)[tensor_name], lookup.originals(module, tensor_name)
     parametrizations: list[Any] = [*chain.children()]
     ours = lookup.ours(module).get(tensor_name)
-    with named(tensor_name):
+    with described(tensor_name):
         # What fully_shard has sharded lies on a mesh of more dimensions than before.
         if (
             ours is not None

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from negdiag_param._callers import canonical_state, warn_user
 from negdiag_param._life import lookup
 from negdiag_param._life.assign import writes
 from negdiag_param._parametrization.invert import summary
-from negdiag_param._private import is_placeholder
+from negdiag_param._private import canonical_state, is_placeholder, warn_user
 from negdiag_param._ranks import agreement, shards
 
 # Where DistributedDataParallel and torch.compile keep the model that they wrap.

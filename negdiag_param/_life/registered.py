@@ -20,12 +20,12 @@ from torch.nn.utils.parametrize import ParametrizationList
 from typing_extensions import override
 
 from negdiag_param import _private
-from negdiag_param._callers import is_copying, is_distributing
 from negdiag_param._life import loading, lookup, reset
 from negdiag_param._life.assign import assign
-from negdiag_param._links import Links
 from negdiag_param._parametrization.cache import WeightCache
 from negdiag_param._parametrization.parametrization import NegativeDiagonal
+from negdiag_param._parametrization.steps import Links
+from negdiag_param._private import asking, is_distributing
 from negdiag_param._ranks import shards
 
 _TENSORS = "__parametrized_tensors__"  # which tensors a class of ours has a property for
@@ -131,7 +131,7 @@ def _made(base: type[nn.Module], tensor_names: tuple[str, ...]) -> type[nn.Modul
             return reduced
         make, arguments, *rest = reduced
         ours = lookup.ours(self)
-        if not (all(n in ours and lookup.is_alone(self, n) for n in lists) or is_copying()):
+        if not (all(n in ours and lookup.is_alone(self, n) for n in lists) or asking() == "copy"):
             _check_picklable(lists, rest)
         arguments = tuple(base if argument is cls else argument for argument in arguments)
         names = copyreg._slotnames(base)  # type: ignore[attr-defined]  # noqa: SLF001

@@ -52,8 +52,13 @@ class OwnMap(ScalarMap):
     def sampled(self) -> tuple[float, ...]:
         """Values of the map; empty if it cannot be tried on the CPU."""
         with torch.no_grad(), suppress(Exception):
-            samples = [torch.tensor(x, dtype=torch.float64, device="cpu") for x in _SAMPLES]
-            return tuple(_summary(self._functions.map(sample)) for sample in samples)
+            samples = (torch.tensor(x, dtype=torch.float64, device="cpu") for x in _SAMPLES)
+            images = [self._functions.map(sample).double().flatten() for sample in samples]
+            # One number for each, also where the map has a parameter for every entry.
+            return tuple(
+                (t * torch.linspace(1, 2, len(t), dtype=t.dtype, device=t.device)).mean().item()
+                for t in images
+            )
         return ()
 
     def _try_map(self, like: Tensor) -> None:
@@ -109,10 +114,3 @@ def chosen(parametrization: object, base: type) -> ScalarMap:
     if ready is None and missing:
         raise NotImplementedError(f"{cls.__name__} must define {' and '.join(missing)}")
     return ready if ready and len(missing) == len(_NAMES) else OwnMap(parametrization)
-
-
-def _summary(image: Tensor) -> float:
-    """A single number, also where the map has a parameter for every entry."""
-    image = image.double().flatten()
-    ramp = torch.linspace(1, 2, image.numel(), dtype=image.dtype, device=image.device)
-    return (image * ramp).mean().item()

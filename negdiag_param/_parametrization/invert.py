@@ -1,7 +1,7 @@
 """Computes an original that gives a weight."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ def check(
     tensor = dense(tensor)
     if tensor.dtype not in FLOAT_DTYPES:
         raise TypeError(f"expected float16, bfloat16, float32 or float64, got {summary(tensor)}")
-    with described(after=f"; got {summary(tensor)}"):
+    with described(found=f"; got {summary(tensor)}"):
         diagonal.fitted(tensor.shape)
         if dominance:
             dominance.check(diagonal, tensor.shape)
@@ -64,43 +64,33 @@ def inverted(
     infeasible: Infeasible,
     dominance: Dominance | None = None,
 ) -> tuple[Tensor, str | None, Tensor | None]:
-    """An original that gives ``weight``, never aliasing it, and what to warn of, if anything.
-
-    The third is the scaling that belongs to the original, if the diagonal dominates under one.
-    """
-    verdict, original = Verdict(), weight
-    misfit: Exception | None = None  # of the tensor
-    reason: Exception | None = None  # of its entries
+    """A new original that gives ``weight``, what to warn of, and its scaling, if there are any."""
     try:
         check(weight, diagonal, strict, dominance)
-    except (TypeError, ValueError) as error:
-        misfit = error
-    else:
-        limits = strict.limits(weight.dtype)
-        original = weight.detach().clone(memory_format=_memory_format(weight))
-        parts = shards.parts(original, diagonal, dominance) if has_values(original) else []
-        if dominance and dominance.kind == "scaled":
-            for part, place in parts or [(original, diagonal)]:
-                dominance = dominance.scaled(part, place, limits)
-        held = [
-            dominance.assigned(part, place, limits)
-            if dominance
-            else Assigned(place.view(part), limits)
-            for part, place in parts
-        ]
-        verdict = sum((each.verdict() for each in held), Verdict())
-        try:
-            verdict.warning(limits, infeasible)
-            for each in held:
-                each.entries.copy_(strict.inverse(each.feasible(), each.sizes))
-        except Exception as error:
-            reason = error
-    # All ranks come here, also those that cannot go on.
-    verdict, failed = agreement.agreed(verdict, bool(misfit or reason), weight)
-    if misfit:
-        raise misfit
+    except (TypeError, ValueError):
+        agreement.agreed(Verdict(), True, weight)  # as below, where the other ranks wait
+        raise
+    limits = strict.limits(weight.dtype)
+    original = weight.detach().clone(memory_format=_memory_format(weight))
+    parts = shards.parts(original, diagonal, dominance) if has_values(original) else []
+    if dominance and dominance.kind == "scaled":
+        for part, place in parts or [(original, diagonal)]:
+            dominance = dominance.scaled(part, place, limits)
+    held = [
+        dominance.assigned(part, place, limits) if dominance else Assigned(place.view(part), limits)
+        for part, place in parts
+    ]
+    verdict = sum((each.verdict() for each in held), Verdict())
+    reason: Exception | None = None
+    try:
+        verdict.warning(limits, infeasible)
+        for each in held:
+            each.entries.copy_(strict.inverse(each.feasible(), each.sizes))
+    except Exception as error:
+        reason = error
+    verdict, failed = agreement.agreed(verdict, reason is not None, weight)
     where = f" on rank {failed}" if shards.is_sharded(weight) else ""
-    with described(after=f"{where}; got {summary(weight)}"):
+    with described(found=f"{where}; got {summary(weight)}"):
         warning = verdict.warning(limits, infeasible)
         if failed is not None:
             raise reason or ValueError("expected a diagonal that all ranks can invert, got none")
@@ -108,19 +98,14 @@ def inverted(
     return original, changes if warning else None, dominance.eta if dominance else None
 
 
-def named(name: str) -> AbstractContextManager[None]:
-    """Begins errors with the name of the tensor."""
-    return described(before=f"{name}: ")
-
-
 @contextmanager
-def described(before: str = "", after: str = "") -> Iterator[None]:
-    """Adds to errors what they are about."""
+def described(name: str = "", found: str = "") -> Iterator[None]:
+    """Begins errors with the name of the tensor, and ends them with what it is."""
     try:
         yield
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{before}{error}{after}") from error
+        raise kind(f"{name and f'{name}: '}{error}{found}") from error
 
 
 def _memory_format(tensor: Tensor) -> torch.memory_format:

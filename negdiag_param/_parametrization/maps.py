@@ -106,6 +106,10 @@ class NegExpDiagonal(NegativeDiagonal):
     scalar_map = _Exp()
 
 
+# Above it, log(1 + exp(x)) is x to the last bit of float64; below it, exp does not overflow.
+_STRAIGHT = 40.0
+
+
 class _Softplus(ScalarMap):
     name = "softplus"
 
@@ -143,10 +147,6 @@ class _Softplus(ScalarMap):
         else:
             curved = (self.beta * curved).exp().log1p() / self.beta
         return torch.maximum(curved, x).neg()
-
-
-# Above it, log(1 + exp(x)) is x to the last bit of float64; below it, exp does not overflow.
-_STRAIGHT = 40.0
 
 
 class NegSoftplusDiagonal(NegativeDiagonal):
@@ -187,6 +187,10 @@ class NegSoftplusDiagonal(NegativeDiagonal):
         super().__init__(margin, **options)
 
 
+# The slope at x = 0, so that no entry ever gets stuck there.
+_LEAST = 0.01
+
+
 class _Square(ScalarMap):
     name = "square"
 
@@ -197,26 +201,21 @@ class _Square(ScalarMap):
     def value_and_slope(self, x: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
         size = x.abs()
         factor = torch.rsub(size, -_LEAST)
-        slope = (factor - size).clamp_(min=-_LEAST - 2.0 * _corner(limits))
+        slope = (factor - size).clamp_(min=-_LEAST - 2.0 * self._corner(limits))
         # 0.0 - x is 0.0 at either zero, not -0.0.
         return lowered(factor.mul_(size), limits), slope.copysign_(0.0 - x)
 
     def smooth(self, x: Tensor, limits: Limits) -> Tensor:
-        size, corner = torch.where(x > 0, x, -x), _corner(limits)  # at zero with the slope -1
+        size, corner = torch.where(x > 0, x, -x), self._corner(limits)  # at zero with the slope -1
         near = size.clamp(max=corner)
         return torch.rsub(near, -_LEAST) * near - (_LEAST + 2.0 * corner) * beyond(size, corner)
 
     def highest(self, limits: Limits) -> float:
         return 0.0
 
-
-# The slope at x = 0, so that no entry ever gets stuck there.
-_LEAST = 0.01
-
-
-def _corner(limits: Limits) -> float:
-    """Where the value is half the largest one; the slope stays what it is there."""
-    return sqrt(-limits.lowest / 2.0)
+    def _corner(self, limits: Limits) -> float:
+        """Where the value is half the largest one; the slope stays what it is there."""
+        return sqrt(-limits.lowest / 2.0)
 
 
 class NegSquareDiagonal(NegativeDiagonal):
@@ -251,10 +250,11 @@ class _SignFlip(ScalarMap):
 
     def value_and_slope(self, x: Tensor, limits: Limits) -> tuple[Tensor, Tensor]:
         mirrored = _mirrored(x, limits)
-        return torch.minimum(x, mirrored), _side(x, mirrored)
+        # The corner itself has the slope of the feasible side: there an entry is never stuck.
+        return torch.minimum(x, mirrored), torch.where(x > mirrored, -1.0, 1.0)
 
     def smooth(self, x: Tensor, limits: Limits) -> Tensor:
-        return x * _side(x, _mirrored(x.detach(), limits))
+        return x * torch.where(x > _mirrored(x.detach(), limits), -1.0, 1.0)
 
     def inverse(self, value: Tensor, limits: Limits) -> Tensor:
         return value
@@ -265,11 +265,6 @@ class _SignFlip(ScalarMap):
 
 def _mirrored(x: Tensor, limits: Limits) -> Tensor:
     return -2.0 * limits.margin - x if limits.margin else -x
-
-
-def _side(x: Tensor, mirrored: Tensor) -> Tensor:
-    # The corner itself has the slope of the feasible side: there an entry is never stuck.
-    return torch.where(x > mirrored, -1.0, 1.0)
 
 
 class SignFlipDiagonal(NegativeDiagonal):

@@ -51,17 +51,12 @@ def mismatch(mark: object, expected: str) -> str | None:
         return None  # a meta or fake tensor holds no text
     codes = (mark.detach().cpu().double() / _GAP).nan_to_num().round().clamp(0, 127)
     found = bytes(codes.to(torch.uint8).tolist()).decode("ascii").strip("\0 ")
-    if _agree(found, expected):
-        return None
-    return f"expected a checkpoint of {expected}, found one of {found or 'no map'}"
-
-
-def _agree(found: str, expected: str) -> bool:
-    """Whether the texts are the same, and the values nearly so where both have them."""
     (text, _, values), (wanted, _, others) = (t.partition(_WITH) for t in (found, expected))
-    if text != wanted or not (values and others):
-        return text == wanted
-    with suppress(ValueError):  # of what is no number, and of fewer values
-        pairs = zip(map(float, values.split()), map(float, others.split()), strict=True)
-        return all(math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-12) for a, b in pairs)
-    return False
+    agrees = text == wanted
+    if agrees and values and others:  # the values have to be nearly the same
+        agrees = False
+        with suppress(ValueError):  # of what is no number, and of fewer values
+            pairs = zip(map(float, values.split()), map(float, others.split()), strict=True)
+            agrees = all(math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-12) for a, b in pairs)
+    what = f"expected a checkpoint of {expected}, found one of {found or 'no map'}"
+    return None if agrees else what

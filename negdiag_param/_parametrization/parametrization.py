@@ -6,14 +6,13 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self, Unpack, override
 
-from negdiag_param._callers import warn_user
 from negdiag_param._maths.dominance import Dominance
 from negdiag_param._maths.feasible import INFEASIBLE, Infeasible
 from negdiag_param._maths.limits import FLOAT_DTYPES
 from negdiag_param._maths.strict import ScalarMap, StrictMap
 from negdiag_param._parametrization import custom, mark
 from negdiag_param._parametrization.cache import WeightCache
-from negdiag_param._parametrization.invert import check, dense, inverted, named
+from negdiag_param._parametrization.invert import check, dense, described, inverted
 from negdiag_param._parametrization.options import (
     Options,
     OptionsDict,
@@ -22,7 +21,7 @@ from negdiag_param._parametrization.options import (
     shown,
 )
 from negdiag_param._parametrization.steps import Homes
-from negdiag_param._private import ChecksCasts, own_buffers, own_modules, own_parameters
+from negdiag_param._private import ChecksCasts, own_buffers, own_modules, own_parameters, warn_user
 from negdiag_param._ranks import shards
 
 
@@ -155,7 +154,7 @@ class NegativeDiagonal(ChecksCasts):
         policy, name = infeasible or self.options.infeasible, self.record.name
         if policy != "initial":
             check_choice("infeasible", policy, INFEASIBLE)
-        with named(name):
+        with described(name):
             original, warning, eta = inverted(
                 weight, self.options.diagonal, self.strict, policy, self._dominance
             )
@@ -176,7 +175,7 @@ class NegativeDiagonal(ChecksCasts):
         """
         diagonal, dominance = self.options.diagonal, self._dominance
         original = shards.whole(original)
-        with named(self.record.name):
+        with described(self.record.name):
             check(original, diagonal, self.strict, dominance)
         if not dominance:
             return self.strict.mapped(diagonal.view(original))
@@ -227,7 +226,7 @@ class NegativeDiagonal(ChecksCasts):
             return shards.constrain(original, self.options.diagonal, self.strict, self._dominance)
         except Exception as error:
             # Checking beforehand would cost more than the map of a small layer.
-            with named(self.record.name):
+            with described(self.record.name):
                 check(original, self.options.diagonal, self.strict, self._dominance)
             if isinstance(error, AttributeError):
                 # Python would take it for a sign that the module has no such tensor.

@@ -3,7 +3,8 @@
 import copy
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import chain
 from typing import Any, Literal, TypeAlias, cast
 
@@ -35,17 +36,14 @@ class TransformDiagonal(NegativeDiagonal):
 
     @override
     def map(self, x: Tensor) -> Tensor:
-        """The transform itself."""
         return cast(Tensor, self.transform(x))
 
     @override
     def inverse(self, d: Tensor) -> Tensor:
-        """The inverse of the transform."""
         return cast(Tensor, self.transform.inv(d))
 
     @override
     def extra_repr(self) -> str:
-        """The transform and the options that differ from their defaults."""
         return ", ".join(filter(None, [self.strict.scalar_map.name, super().extra_repr()]))
 
 
@@ -69,31 +67,18 @@ def parse(map: object, options: Mapping[str, Any]) -> NegativeDiagonal:
     if isinstance(map, str) and map not in READY:
         raise ValueError(f"map: expected one of {', '.join(READY)}, got {map!r}")
     chosen = READY[map] if isinstance(map, str) else map
+    make: Callable[..., NegativeDiagonal]
     if isinstance(chosen, type) and issubclass(chosen, NegativeDiagonal):
-        _check_known(chosen, options)
-        return chosen(**options)
-    if isinstance(chosen, Transform):
-        _check_known(TransformDiagonal, options)
-        return TransformDiagonal(chosen, **options)
-    if not isinstance(chosen, NegativeDiagonal):
+        make = cls = chosen
+    elif isinstance(chosen, Transform):
+        make, cls = partial(TransformDiagonal, chosen), TransformDiagonal
+    elif isinstance(chosen, NegativeDiagonal):
+        make = cls = type(chosen)
+    else:
         raise TypeError(
             f"map: expected one of {', '.join(READY)}, a NegativeDiagonal class or instance, or a "
             f"torch.distributions Transform, got {map!r}"
         )
-    _check_known(type(chosen), options)
-    constants = {k: v for k, v in options.items() if not hasattr(Options, k)}
-    others = {k: v for k, v in options.items() if k not in constants}
-    clash = Options(**others).changed() | constants
-    if clash:
-        raise ValueError(
-            f"map: expected an instance to bring its own options, got {shown(clash)} "
-            f"beside {type(chosen).__name__}({chosen.extra_repr()})"
-        )
-    return chosen
-
-
-def _check_known(cls: type[NegativeDiagonal], options: Mapping[str, object]) -> None:
-    """Refuses options that no constructor of ``cls`` names."""
     constructors = [base for base in cls.__mro__ if "__init__" in vars(base)]
     constructors = constructors[: constructors.index(NegativeDiagonal) + 1]
     parameters = chain(*(inspect.signature(base).parameters.values() for base in constructors))
@@ -103,3 +88,14 @@ def _check_known(cls: type[NegativeDiagonal], options: Mapping[str, object]) -> 
             f"{name}: expected an option of {cls.__name__}, which are {', '.join(known)}, got "
             f"{name}={options[name]!r}"
         )
+    if not isinstance(chosen, NegativeDiagonal):
+        return make(**options)
+    constants = {k: v for k, v in options.items() if not hasattr(Options, k)}
+    others = {k: v for k, v in options.items() if k not in constants}
+    clash = Options(**others).changed() | constants
+    if clash:
+        raise ValueError(
+            f"map: expected an instance to bring its own options, got {shown(clash)} "
+            f"beside {type(chosen).__name__}({chosen.extra_repr()})"
+        )
+    return chosen

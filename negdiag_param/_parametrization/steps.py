@@ -6,10 +6,10 @@ gradient descent.
 """
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, lru_cache
 from threading import Lock
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 from weakref import WeakKeyDictionary, WeakSet, ref
 
 import torch
@@ -18,11 +18,13 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from typing_extensions import Self
 
-from negdiag_param._links import Links
 from negdiag_param._maths.kernel import project_
 from negdiag_param._private import PROCESS_GROUPS, collectives, own_modules, own_parameters
 from negdiag_param._ranks import shards
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class StepCount:
@@ -47,6 +49,26 @@ class StepCount:
     def _note(self, *_: object) -> None:
         # This only writes: a compiled step would be compiled anew whenever what it reads changes.
         self.total = -1
+
+
+class Links(Generic[M]):
+    """Weak references to modules that contain the one which holds them.
+
+    A copy of the whole has links to the copies, since those are known before their contents are
+    copied; a copy of the part alone has none.
+    """
+
+    def __init__(self, modules: Iterable[M] = ()) -> None:
+        self._refs = [ref(module) for module in modules]
+
+    def __iter__(self) -> Iterator[M]:
+        return (module for found in self._refs if (module := found()) is not None)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return type(self)(memo[id(module)] for module in self if id(module) in memo)
+
+    def __reduce__(self) -> tuple[type[Self], tuple[list[M]]]:
+        return type(self), (list(self),)
 
 
 class Homes(Links[ParametrizationList]):

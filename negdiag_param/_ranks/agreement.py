@@ -8,8 +8,8 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from negdiag_param._callers import is_broadcasting
 from negdiag_param._maths.feasible import Verdict
+from negdiag_param._private import is_broadcasting
 from negdiag_param._ranks.shards import is_sharded
 
 
