@@ -1,5 +1,6 @@
 """The benchmark runs and reports; how fast anything is, no test asserts."""
 
+import json
 import math
 import re
 from dataclasses import replace
@@ -27,13 +28,15 @@ def printed_tables(text):
 @pytest.mark.slow
 @pytest.mark.integration
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TFP's, of JAX
-def test_the_costs(monkeypatch, capsys):
+def test_the_costs(monkeypatch, tmp_path, capsys):
     few = (linear(4, 2), conv(2, 1, size=4))
     monkeypatch.setattr(overhead, "QUICK", overhead.Effort(0.0, [4], few, [], [4], [2, 4], 8))
-    overhead.main(["--quick"])
+    overhead.main(["--quick", "--json", str(tmp_path / "report.json")])
     printed, progress = capsys.readouterr()
     tables = printed_tables(printed)
     assert len(tables) == 8
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [table["title"] for table in report["tables"]] == [*tables]
     for rows in tables.values():
         assert rows
         for cells in rows.values():

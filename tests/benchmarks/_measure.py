@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -83,17 +84,27 @@ def _repeats(job: Job, seconds: float = 1e-3) -> int:
 
 def _sample(job: Job, repeats: int) -> float:
     """Seconds per run."""
+    waits = torch.get_default_device().type == "cuda"
     with job.block():
         job.run()  # fills caches, those of the processor and those of the block
+        if waits:
+            torch.cuda.synchronize()
         start = perf_counter()
         for _ in range(repeats):
             job.run()
+        if waits:
+            torch.cuda.synchronize()
         return (perf_counter() - start) / repeats
 
 
 def peak_bytes(step: Callable[[], object]) -> int:
     """The most that the second of two steps holds at once, beyond what was there before."""
     step()
+    if torch.get_default_device().type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
         step()
     with TemporaryDirectory() as folder:

@@ -2,12 +2,15 @@
 
 import argparse
 import copy
+import json
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -24,8 +27,9 @@ IN_CLONES = "In units of one `weight.clone()` of the same size."
 IN_LAYERS = "In units of the bare layer, which is compiled where the registered one is."
 CLAMP = "clamping after each optimizer step, all it costs"
 HEAD = (
-    "Measured on {date}, {cores}-core {machine} CPU, threads: {threads}, torch {torch}, float32. "
-    "Medians with [lower, upper] quartile of interleaved runs; 1.00 is each table's unit.\n"
+    "Measured on {date}, {cores}-core {machine} {device}, threads: {threads}, torch {torch}, "
+    "float32. Medians with [lower, upper] quartile of interleaved runs; 1.00 is each table's "
+    "unit.\n"
 )
 
 
@@ -363,7 +367,13 @@ def memory(effort: Effort) -> Table:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="overhead", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="less of everything, in a minute")
-    effort = QUICK if parser.parse_args(arguments).quick else EFFORT
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: no CUDA device is available")
+    torch.set_default_device(options.device)
+    effort = QUICK if options.quick else EFFORT
     tables = [
         *alone(effort),
         *layers(effort),
@@ -376,9 +386,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "date": datetime.now(timezone.utc).date().isoformat(),
         "cores": os.cpu_count(),
         "machine": platform.machine().replace("x86_64", "x86-64"),
+        "device": torch.cuda.get_device_name() if options.device == "cuda" else "CPU",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
+    if options.json:
+        report = here | {"tables": [asdict(table) for table in tables]}
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
     print("\n".join([HEAD.format(**here), *(table.markdown() for table in tables)]))
 
 
