@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from negdiag_param import SignFlipDiagonal, register_negative_diagonal
+from negdiag_param import NegExpDiagonal, SignFlipDiagonal, register_negative_diagonal
 from tests.support.asserts import assert_negative, assert_same_bits
 from tests.support.modes import flushing
 from tests.support.tables import (
@@ -91,3 +91,14 @@ def test_sign_flip_reflects_about_the_boundary_with_the_slope_of_the_feasible_si
         assert original.grad.item() == 1.0
     x = torch.tensor([[0.3]], dtype=torch.float64)
     assert SignFlipDiagonal(0.5)(x).item() == pytest.approx(-1.3)
+
+
+def test_the_forums_printed_numbers():
+    """https://discuss.pytorch.org/t/177339"""
+    torch.manual_seed(2023)
+    original = torch.randn(5, 5, requires_grad=True)
+    weight = NegExpDiagonal()(original)
+    printed = torch.tensor([-1.5380, -1.5262, -2.2668, -3.7607, -0.4784])
+    torch.testing.assert_close(weight.diagonal(), printed, rtol=0, atol=5e-5)
+    weight.sum().backward()
+    torch.testing.assert_close(original.grad.diagonal(), weight.diagonal())
