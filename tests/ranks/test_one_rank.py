@@ -133,6 +133,7 @@ def bare(cls: type[NegativeDiagonal], way: str) -> Row:
         "assigned": lambda: setattr(model[0], "weight", value),
         "registered": lambda: register(cls()),
         "inverted": lambda: cls().right_inverse(value),
+        "misfit": lambda: cls().right_inverse(uneven().weight),
     }[way]
     return model, fail, None
 
@@ -176,6 +177,7 @@ def load_registered(model: nn.Module) -> None:
 
 CALLS = [(kind, call) for kind in ("tp", "fsdp2") for call in ("assign", "load", "init_")]
 MAPS = {"NegativeDiagonal": Moody, **{cls.__name__: cls for cls in BUILT_IN.values()}}
+WAYS = ("registered", "assigned", "inverted", "misfit")
 ROWS: dict[str, dict[str, Callable[[], Row]]] = {
     "register_negative_diagonal": {
         **{f"{k}, {c}, {r}": partial(given, k, c, r) for k, c in CALLS for r in REASONS},
@@ -198,10 +200,7 @@ ROWS: dict[str, dict[str, Callable[[], Row]]] = {
     "negative_diagonals": {
         "map": lambda: row(partial(moody, nn.Identity()), lambda m: list(negative_diagonals(m)))
     },
-    **{
-        name: {way: partial(bare, cls, way) for way in ("registered", "assigned", "inverted")}
-        for name, cls in MAPS.items()
-    },
+    **{name: {way: partial(bare, cls, way) for way in WAYS} for name, cls in MAPS.items()},
 }
 # It reads what each rank holds, and nobody waits for anybody.
 LOCAL = {"plain_state_dict"}
