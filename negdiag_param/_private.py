@@ -141,7 +141,7 @@ def version(tensor: Tensor) -> int:
 
 def state(tensor: Tensor) -> tuple[object, ...]:
     """What differs once ``tensor`` has changed in place, or been given other data."""
-    return version(tensor), tensor.data_ptr(), tensor.dtype, tensor.device, tensor.requires_grad
+    return version(tensor), tensor.data_ptr(), tensor.dtype, tensor.requires_grad, tensor.device
 
 
 def reading(tensor_name: str, carefully: Callable[[Any, bool], Tensor]) -> Callable[[Any], Tensor]:

@@ -16,6 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import parametrize
 
 from negdiag_param import register_negative_diagonal, remove_negative_diagonal
+from negdiag_param._parametrization.cache import WeightCache
 from tests.support.asserts import computed, original_of, registered, weight_of
 from tests.support.modules import LearnedScale
 from tests.support.optimizers import OPTIMIZERS, Make
@@ -332,3 +333,12 @@ def test_threads_never_see_a_stale_weight_or_one_without_gradients(block):
         for future in [*(pool.submit(serve) for _ in range(SERVERS)), pool.submit(train)]:
             future.result()
     assert layer.weight.allclose(torch.tensor(-1.0 - ROUNDS))
+
+
+@pytest.mark.parametrize("block", [nullcontext, parametrize.cached])
+def test_what_is_read_again_takes_one_look(monkeypatch, block):
+    layer = register_negative_diagonal(nn.Linear(3, 3), cache_in_eval=True).eval()
+    with torch.no_grad(), block():
+        seen = [layer.weight, layer.weight]
+        monkeypatch.setattr(WeightCache, "read", None)
+        assert layer.weight is seen[0]
